@@ -1,0 +1,29 @@
+// The CPU kernels' door: what an op adapter calls.
+#pragma once
+
+#include <functional>
+
+#include "kernel/params.h"
+
+namespace gatedfwa::cpu {
+
+/// Where a kernel's workers run. `run(n, body)` calls body(0) .. body(n-1), concurrently as far as it can, and
+/// returns when all have returned. Workers share work dynamically; results do not depend on their number.
+struct Executor {
+  int workers;
+  std::function<void(int workers, const std::function<void(int worker)>& body)> run;
+};
+
+enum class InstructionSet { Plain, Avx2, Avx512 };
+
+/// The best set of this processor (CPUID and operating system support).
+InstructionSet detectInstructionSet();
+
+/// Arguments must have been validated. Throws std::bad_alloc before the first output is written when scratch memory,
+/// O(workers * tile), is not to be had; throws nothing else. Same inputs give the same bits.
+void attentionForward(const AttentionForward& params, const Executor& executor, InstructionSet set);
+void attentionBackward(const AttentionBackward& params, const Executor& executor, InstructionSet set);
+void gateForward(const GateForward& params, const Executor& executor, InstructionSet set);
+void gateBackward(const GateBackward& params, const Executor& executor, InstructionSet set);
+
+}  // namespace gatedfwa::cpu

@@ -1,0 +1,135 @@
+// gated_fwa on the CPU: query-stationary flash attention over a window (GatedFWA, section 3), online softmax.
+//
+// Everything is transposed, scores[key][query]: the softmax then runs down the vector lanes without a horizontal
+// reduction, and neither K nor V needs packing; only Q goes in and O comes out transposed, once per tile.
+#pragma once
+
+#include "cpu/query_tile.inl"
+
+namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
+
+template <typename E>
+struct Forward {
+  using A = Accumulator<E>;
+  using Tile = QueryTile<E>;
+  static constexpr int64_t kWidth = kPanel<A>;
+
+  struct Buffers {
+    A *q, *o, *rows, *scores, *max, *sum, *factor;
+    typename Tile::Buffers keys;
+    Buffers(const AttentionProblem& p, Scratch& scratch)
+        : q(scratch.take<A>(Tile::kSize * p.headSize)),
+          o(scratch.take<A>(Tile::kSize * p.valueSize)),
+          rows(scratch.take<A>(Tile::kSize * p.headSize)),
+          scores(scratch.take<A>(Tile::kSize * kWidth)),
+          max(scratch.take<A>(Tile::kSize)),
+          sum(scratch.take<A>(Tile::kSize)),
+          factor(scratch.take<A>(kWidth)),
+          keys(p, scratch) {}
+  };
+
+  static Plan plan(const AttentionForward& p) {
+    Plan plan;
+    Scratch scratch(nullptr);
+    Buffers buffers(p, scratch);
+    plan.scratchBytes = scratch.used();
+    plan.flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queryLength) *
+                 static_cast<double>(least(p.window + Tile::kSize, p.keyLength) * (p.headSize + p.valueSize));
+    plan.add(Tile::items(p), [](const void* params, int64_t item, void* memory) {
+      run(*static_cast<const AttentionForward*>(params), item, memory);
+    });
+    return plan;
+  }
+
+  static void run(const AttentionForward& p, int64_t item, void* memory) {
+    Scratch scratch(memory);
+    const Buffers buffers(p, scratch);
+    const Tile tile(p, item);
+    const int64_t panels = tile.panels();
+
+    tile.pack(p.q, p.headSize, static_cast<A>(p.scale * kLog2E), buffers.rows, buffers.q);
+    for (int64_t i = 0; i < panels * kWidth; i++) buffers.max[i] = -kInfinity<A>, buffers.sum[i] = 0;
+    for (int64_t i = 0; i < panels * kWidth * p.valueSize; i++) buffers.o[i] = 0;
+
+    tile.forEachKeyTile(buffers.keys, [&](const KeyTile<A>& keys) {
+      if (keys.diagonal) {
+        // Until here the row's own decay was left out: it is the same for all keys before the tile.
+        for (int64_t i = 0; i < tile.rows; i++) buffers.max[i] -= static_cast<A>(kLog2E * tile.decay.row[i]);
+      }
+      const bool finite = !keys.edge || allFinite(keys.v, keys.count, p.valueSize);
+      for (int64_t panel = 0; panel < panels; panel++) attend(tile, keys, panel, finite, buffers);
+    });
+
+    for (int64_t i = 0; i < tile.rows; i++) {
+      const A sum = buffers.sum[i];
+      *(at<A>(p.lse, tile.b, tile.h) + (tile.t0 + i) * p.lse.strides[2]) =
+          sum == 0 ? -kInfinity<A> : static_cast<A>(kLn2 * buffers.max[i] + __builtin_log(static_cast<double>(sum)));
+      buffers.sum[i] = sum == 0 ? A(0) : 1 / sum;
+    }
+    for (int64_t panel = 0; panel < panels; panel++) {
+      const int64_t lane = panel * kWidth;
+      unpackTransposed<E>(buffers.o + lane * p.valueSize, kWidth, buffers.sum + lane, least(kWidth, tile.rows - lane),
+                          p.valueSize, at<E>(p.o, tile.b, tile.t0 + lane, tile.h), p.o.strides[1], p.o.strides[3]);
+    }
+  }
+
+ private:
+  static void attend(const Tile& tile, const KeyTile<A>& keys, int64_t panel, bool finite, const Buffers& buffers) {
+    const int64_t lane = panel * kWidth;
+    int64_t first, end;
+    tile.visibleKeys(keys, lane, first, end);
+    if (first >= end) return;
+    const int64_t count = end - first;
+    A* scores = buffers.scores;
+
+    panelProduct(count, tile.p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
+                 buffers.q + lane * tile.p.headSize, kWidth, scores, kWidth, Assign<A>{});
+
+    Vector<A> max[2] = {broadcast<A>(-kInfinity<A>), broadcast<A>(-kInfinity<A>)};
+    tile.exponents(keys, lane, first, end, scores, [&](int64_t key, const Vector<A>(&x)[2]) {
+      for (int v = 0; v < 2; v++) {
+        store(scores + key * kWidth + v * kLanes<A>, x[v]);
+        max[v] = maximum<A>(x[v], max[v]);
+      }
+    });
+
+    Vector<A> reference[2], sum[2];
+    for (int v = 0; v < 2; v++) {
+      A* state = buffers.max + lane + v * kLanes<A>;
+      const Vector<A> old = load(state), fresh = maximum<A>(old, max[v]);
+      store(state, fresh);
+      reference[v] = fresh == -kInfinity<A> ? Vector<A>{} : fresh;  // no key yet: exp2(-infinity - 0) = 0
+      const Vector<A> factor = exp2<A>(old - reference[v]);
+      store(buffers.factor + v * kLanes<A>, factor);
+      sum[v] = load(buffers.sum + lane + v * kLanes<A>) * factor;
+    }
+    for (int64_t key = 0; key < count; key++)
+      for (int v = 0; v < 2; v++) {
+        A* score = scores + key * kWidth + v * kLanes<A>;
+        const Vector<A> weight = exp2<A>(load(score) - reference[v]);
+        store(score, weight);
+        sum[v] += weight;
+      }
+    for (int v = 0; v < 2; v++) store(buffers.sum + lane + v * kLanes<A>, sum[v]);
+
+    const A* value = keys.v.data + first * keys.v.ld;
+    A* o = buffers.o + lane * tile.p.valueSize;
+    if (finite) {
+      panelProduct(tile.p.valueSize, count, Left<A>{value, 1, keys.v.ld}, scores, kWidth, o, kWidth,
+                   RescaleAndAdd<A>{buffers.factor});
+      return;
+    }
+    // A query must not see a NaN or infinity of a key outside its window as 0 * NaN.
+    for (int64_t c = 0; c < tile.p.valueSize; c++)
+      for (int64_t i = 0; i < kWidth; i++) {
+        A x = o[c * kWidth + i] * buffers.factor[i];
+        for (int64_t key = 0; key < count; key++) {
+          const A weight = scores[key * kWidth + i];
+          if (weight != 0) x += weight * value[key * keys.v.ld + c];
+        }
+        o[c * kWidth + i] = x;
+      }
+  }
+};
+
+}  // namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET

@@ -1,0 +1,384 @@
+// The CPU attention kernels against the dense float64 formulas: every type, every instruction set of this machine,
+// the awkward sizes, and memory that the kernels must not touch.
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+#include <thread>
+#include <type_traits>
+
+#include "cpu/cpu_kernels.h"
+#include "dense_oracle.h"
+
+namespace {
+
+using namespace gatedfwa;
+using namespace gatedfwa::test;
+using cpu::InstructionSet;
+
+int failures = 0, checks = 0;
+std::map<std::string, double> worst;
+
+struct Float16 {
+  uint16_t bits;
+};
+struct BrainFloat {
+  uint16_t bits;
+};
+
+// Conversions by definition, independent of the kernels'.
+double widen(float x) { return x; }
+double widen(double x) { return x; }
+double widen(BrainFloat x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+double widen(Float16 x) {
+  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  const double sign = x.bits & 0x8000 ? -1 : 1;
+  if (exponent == 31) return fraction ? std::nan("") : sign * INFINITY;
+  return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+}
+template <typename E>
+E narrow(double x) {
+  if constexpr (std::is_floating_point_v<E>) {
+    return static_cast<E>(x);
+  } else {
+    // The nearest of all 2^16 values would be slow: round the significand by hand.
+    constexpr int kBits = std::is_same_v<E, Float16> ? 11 : 8;
+    constexpr int kLowest = std::is_same_v<E, Float16> ? -24 : -133;
+    if (x == 0) return E{0};
+    int exponent;
+    std::frexp(x, &exponent);
+    const double unit = std::ldexp(1.0, std::max(exponent - kBits, kLowest));
+    const double rounded = std::nearbyint(x / unit) * unit;
+    const float f = static_cast<float>(rounded);
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    if constexpr (std::is_same_v<E, BrainFloat>) return E{static_cast<uint16_t>(bits >> 16)};
+    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+    const double magnitude = std::abs(rounded);
+    if (magnitude >= 65536) return E{static_cast<uint16_t>(sign | 0x7c00)};
+    if (magnitude < std::ldexp(1.0, -14)) return E{static_cast<uint16_t>(sign | static_cast<int>(std::ldexp(magnitude, 24)))};
+    std::frexp(magnitude, &exponent);
+    const int fraction = static_cast<int>(std::ldexp(magnitude, 11 - exponent)) - 1024;
+    return E{static_cast<uint16_t>(sign | (exponent + 14) << 10 | fraction)};
+  }
+}
+
+template <typename E>
+constexpr ElementType kType = std::is_same_v<E, float>     ? ElementType::Float32
+                              : std::is_same_v<E, double>  ? ElementType::Float64
+                              : std::is_same_v<E, Float16> ? ElementType::Float16
+                                                           : ElementType::BFloat16;
+template <typename E>
+using AccumulatorOf = std::conditional_t<std::is_same_v<E, double>, double, float>;
+template <typename E>
+constexpr double kBound = std::is_same_v<E, float>     ? 2e-6
+                          : std::is_same_v<E, double>  ? 1e-12
+                          : std::is_same_v<E, Float16> ? 2e-3
+                                                       : 1.5e-2;
+
+/// A tensor in memory: contiguous, or with its dimensions reversed and gaps, surrounded by canaries. Poisoned with NaN.
+template <typename T>
+struct Buffer {
+  std::vector<T> memory;
+  std::vector<int64_t> shape, strides;
+  static constexpr size_t kGuard = 64;
+
+  Buffer(std::vector<int64_t> dimensions, bool strided) : shape(std::move(dimensions)), strides(shape.size()) {
+    int64_t step = strided ? 2 : 1;
+    for (size_t i = 0; i < shape.size(); i++) {
+      const size_t dimension = strided ? i : shape.size() - 1 - i;
+      strides[dimension] = step;
+      step *= shape[dimension];
+    }
+    memory.resize(static_cast<size_t>(step) + 2 * kGuard);
+    std::memset(static_cast<void*>(memory.data()), 0xff, memory.size() * sizeof(T));  // NaN in every type
+  }
+  T* data() { return memory.data() + kGuard; }
+  int64_t offset(size_t index) const {
+    int64_t at = 0;
+    for (size_t i = shape.size(); i-- > 0; index /= static_cast<size_t>(shape[i]))
+      at += static_cast<int64_t>(index % static_cast<size_t>(shape[i])) * strides[i];
+    return at;
+  }
+  size_t length() const {
+    size_t n = 1;
+    for (int64_t d : shape) n *= static_cast<size_t>(d);
+    return n;
+  }
+  template <typename From>
+  void set(const std::vector<From>& from) {
+    for (size_t i = 0; i < from.size(); i++) data()[offset(i)] = narrow<T>(static_cast<double>(from[i]));
+  }
+  std::vector<double> get() {
+    std::vector<double> to(length());
+    for (size_t i = 0; i < to.size(); i++) to[i] = widen(data()[offset(i)]);
+    return to;
+  }
+  /// Every byte that is no element is as it was.
+  bool untouchedElsewhere() {
+    std::vector<char> used(memory.size());
+    for (size_t i = 0; i < length(); i++) used[kGuard + static_cast<size_t>(offset(i))] = 1;
+    for (size_t i = 0; i < memory.size(); i++)
+      for (size_t byte = 0; !used[i] && byte < sizeof(T); byte++)
+        if (reinterpret_cast<unsigned char*>(&memory[i])[byte] != 0xff) return false;
+    return true;
+  }
+  template <typename Tensor>
+  Tensor view() {
+    Tensor tensor;
+    tensor.data = data();
+    for (size_t i = 0; i < shape.size(); i++) tensor.strides[i] = strides[i];
+    return tensor;
+  }
+};
+
+cpu::Executor threads(int count) {
+  return {count, [](int workers, const std::function<void(int)>& body) {
+            std::vector<std::thread> all;
+            for (int i = 1; i < workers; i++) all.emplace_back(body, i);
+            body(0);
+            for (std::thread& thread : all) thread.join();
+          }};
+}
+
+double relativeError(const std::vector<double>& x, const std::vector<double>& reference) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < x.size(); i++) {
+    if (x[i] == reference[i]) {
+      norm += std::isfinite(x[i]) ? x[i] * x[i] : 0;
+      continue;
+    }
+    difference += (x[i] - reference[i]) * (x[i] - reference[i]);
+    norm += reference[i] * reference[i];
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / std::max(norm, 1e-300));
+}
+
+struct Case {
+  std::string name;
+  Shape shape;
+  double amplitude = 1, decay = 0.5;
+  double resets = 0;              ///< share of tokens with alpha = +infinity
+  int64_t paddedFrom = -1;        ///< first token of the padding, which holds NaN
+  double maskedShare = 0;         ///< share of tokens masked at random
+  bool strided = false;
+  bool nasty = false;             ///< compare with a dense implementation of the same type only
+  uint32_t seed = 1;
+};
+
+template <typename E>
+void run(const Case& c, InstructionSet set, const char* setName) {
+  using A = AccumulatorOf<E>;
+  const Shape& s = c.shape;
+  std::mt19937 random(c.seed);
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform;
+  const std::vector<int64_t> qShape{s.batch, s.queryLength, s.heads, s.headSize},
+      kShape{s.batch, s.keyLength, s.kvHeads, s.headSize}, vShape{s.batch, s.keyLength, s.kvHeads, s.valueSize},
+      oShape{s.batch, s.queryLength, s.heads, s.valueSize}, gateShape{s.batch, s.keyLength, s.heads},
+      lseShape{s.batch, s.heads, s.queryLength}, maskShape{s.batch, s.keyLength};
+  Buffer<E> q(qShape, c.strided), k(kShape, c.strided), v(vShape, c.strided), dO(oShape, c.strided),
+      mask(maskShape, c.strided), o(oShape, c.strided), dq(qShape, c.strided), dk(kShape, c.strided), dv(vShape, c.strided);
+  Buffer<A> alpha(gateShape, c.strided), lse(lseShape, c.strided), dalpha(gateShape, c.strided);
+
+  const auto draw = [&](auto& buffer, double amplitude) {
+    std::vector<double> x(buffer.length());
+    for (double& value : x) value = amplitude * normal(random);
+    buffer.set(x);
+  };
+  draw(q, c.amplitude);
+  draw(k, c.amplitude);
+  draw(v, c.amplitude);
+  draw(dO, 1);
+  std::vector<double> decays(alpha.length()), keep(mask.length(), 1.0);
+  for (double& a : decays) a = uniform(random) < c.resets ? INFINITY : c.decay * uniform(random);
+  alpha.set(decays);
+  for (size_t i = 0; i < keep.size(); i++)
+    if (uniform(random) < c.maskedShare || (c.paddedFrom >= 0 && static_cast<int64_t>(i) % s.keyLength >= c.paddedFrom)) keep[i] = 0;
+  mask.set(keep);
+
+  Arrays<double> exact{q.get(), k.get(), v.get(), s.gated ? alpha.get() : std::vector<double>{}, mask.get(), dO.get(), {}, {}, {}, {}, {}, {}};
+  dense(s, exact);
+  Arrays<A> plain{convert<A>(exact.q), convert<A>(exact.k), convert<A>(exact.v), convert<A>(exact.alpha), convert<A>(exact.mask), convert<A>(exact.dO), {}, {}, {}, {}, {}, {}};
+  dense(s, plain);
+
+  if (s.masked)  // what padding holds must not matter
+    for (size_t i = 0; i < keep.size(); i++)
+      if (keep[i] == 0) {
+        const size_t row = static_cast<size_t>(s.kvHeads * s.headSize), valueRow = static_cast<size_t>(s.kvHeads * s.valueSize);
+        for (size_t d = 0; d < row; d++) std::memset(static_cast<void*>(&k.data()[k.offset(i * row + d)]), 0xff, sizeof(E));
+        for (size_t d = 0; d < valueRow; d++) std::memset(static_cast<void*>(&v.data()[v.offset(i * valueRow + d)]), 0xff, sizeof(E));
+      }
+
+  AttentionBackward p{};
+  p.type = p.maskType = kType<E>;
+  p.batch = s.batch, p.queryLength = s.queryLength, p.keyLength = s.keyLength, p.heads = s.heads, p.kvHeads = s.kvHeads;
+  p.headSize = s.headSize, p.valueSize = s.valueSize, p.window = s.window, p.scale = s.scale;
+  p.q = q.template view<Input>(), p.k = k.template view<Input>(), p.v = v.template view<Input>();
+  if (s.gated) p.alpha = alpha.template view<Input>();
+  if (s.masked) p.mask = mask.template view<Input>();
+  AttentionForward f{};
+  static_cast<AttentionProblem&>(f) = p;
+  f.o = o.template view<Output>(), f.lse = lse.template view<Output>();
+  p.o = o.template view<Input>(), p.lse = lse.template view<Input>(), p.dO = dO.template view<Input>();
+  p.dq = dq.template view<Output>(), p.dk = dk.template view<Output>(), p.dv = dv.template view<Output>();
+  if (s.gated) p.dalpha = dalpha.template view<Output>();
+
+  cpu::attentionForward(f, threads(1), set);
+  cpu::attentionBackward(p, threads(1), set);
+
+  const auto check = [&](const char* tensor, auto& buffer, const std::vector<double>& reference, const auto& same) {
+    using T = std::decay_t<decltype(buffer.data()[0])>;
+    std::vector<double> rounded(same.size());
+    for (size_t i = 0; i < same.size(); i++) rounded[i] = std::isfinite(same[i]) ? widen(narrow<T>(same[i])) : static_cast<double>(same[i]);
+    const double error = relativeError(buffer.get(), reference), dense = relativeError(rounded, reference);
+    const double bound = c.nasty ? std::max(kBound<E>, 2 * dense) : kBound<E>;
+    checks++;
+    double& most = worst[std::string(setName) + (std::is_same_v<E, float> ? " float " : std::is_same_v<E, double> ? " double " : std::is_same_v<E, Float16> ? " half " : " bfloat16 ") + tensor];
+    most = std::max(most, error / kBound<E>);
+    if (!(error <= bound) || !buffer.untouchedElsewhere()) {
+      failures++;
+      std::printf("FAILED %s %s %s type %d: error %.3g, allowed %.3g, dense in the same type %.3g%s\n", c.name.c_str(), setName, tensor,
+                  static_cast<int>(kType<E>), error, bound, dense, buffer.untouchedElsewhere() ? "" : ", wrote outside the tensor");
+    }
+  };
+  check("o", o, exact.o, plain.o);
+  check("lse", lse, exact.lse, plain.lse);
+  check("dq", dq, exact.dq, plain.dq);
+  check("dk", dk, exact.dk, plain.dk);
+  check("dv", dv, exact.dv, plain.dv);
+  if (s.gated) check("dalpha", dalpha, exact.dalpha, plain.dalpha);
+
+  // The same bits from any number of workers.
+  const auto outputs = [&] {
+    std::string bytes;
+    for (const auto* m : {&o.memory, &dq.memory, &dk.memory, &dv.memory}) bytes.append(reinterpret_cast<const char*>(m->data()), m->size() * sizeof(E));
+    for (const auto* m : {&lse.memory, &dalpha.memory}) bytes.append(reinterpret_cast<const char*>(m->data()), m->size() * sizeof(A));
+    return bytes;
+  };
+  const std::string once = outputs();
+  cpu::attentionForward(f, threads(3), set);
+  cpu::attentionBackward(p, threads(3), set);
+  checks++;
+  if (outputs() != once) {
+    failures++;
+    std::printf("FAILED %s %s type %d: other bits with three workers\n", c.name.c_str(), setName, static_cast<int>(kType<E>));
+  }
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  const auto shape = [](int64_t b, int64_t n, int64_t m, int64_t h, int64_t hkv, int64_t d, int64_t dv, int64_t w, bool gated = true, bool masked = false) {
+    return Shape{b, n, m, h, hkv, d, dv, w, 1 / std::sqrt(static_cast<double>(d)), gated, masked};
+  };
+  for (int64_t n : {1, 2, 3, 31, 32, 33, 63, 64, 65, 113, 127, 128, 129, 239})
+    for (int64_t w : {1, 2, 31, 32, 33, 63, 64, 65, 1000}) all.push_back({"n" + std::to_string(n) + " w" + std::to_string(w), shape(1, n, n, 2, 1, 16, 16, w)});
+  all.push_back({"n1023", shape(1, 1023, 1023, 1, 1, 32, 32, 200)});
+  for (int64_t n : {1, 2, 3, 4, 5, 7, 40, 64, 70})
+    for (int64_t m : {71, 128, 200}) all.push_back({"cache n" + std::to_string(n) + " m" + std::to_string(m), shape(2, n, m, 4, 2, 16, 24, 50)});
+  for (int64_t d : {1, 2, 3, 5, 7, 8, 15, 17, 24, 40, 63, 64, 65, 100, 128, 200, 255, 256})
+    all.push_back({"d" + std::to_string(d), shape(1, 70, 70, 1, 1, d, d % 2 ? d : 257 - d, 40)});
+  for (int64_t hkv : {1, 2, 4, 8}) all.push_back({"gqa " + std::to_string(8 / hkv), shape(2, 80, 90, 8, hkv, 16, 16, 33)});
+  all.push_back({"no gate", shape(2, 150, 150, 2, 2, 16, 16, 70, false)});
+  for (bool strided : {false, true}) {
+    Case c{"strided", shape(2, 75, 90, 4, 2, 12, 20, 40, true, true)};
+    c.strided = strided, c.maskedShare = 0.3;
+    all.push_back(c);
+    c.shape.queryLength = 2;
+    all.push_back(c);
+  }
+  for (double decay : {0.0, 0.01, 5.0, 50.0}) {
+    Case c{"decay " + std::to_string(decay), shape(1, 200, 230, 2, 1, 16, 16, 100)};
+    c.decay = decay, c.nasty = decay > 1;
+    all.push_back(c);
+    c.name += " resets", c.resets = 0.05;
+    all.push_back(c);
+    c.name += " masked", c.shape.masked = true, c.maskedShare = 0.4, c.nasty = true;
+    all.push_back(c);
+  }
+  {
+    Case c{"inputs x 6", shape(1, 200, 200, 2, 1, 32, 32, 90)};
+    c.amplitude = 6, c.nasty = true;
+    all.push_back(c);
+    c.name += " padded", c.shape.masked = true, c.paddedFrom = 150;
+    all.push_back(c);
+  }
+  for (int64_t from : {0, 1, 64, 100}) {
+    Case c{"padded from " + std::to_string(from), shape(2, 260, 260, 2, 1, 16, 16, 50, true, true)};
+    c.paddedFrom = from;
+    all.push_back(c);
+  }
+  {
+    Case c{"negative scale", shape(1, 100, 100, 1, 1, 16, 16, 30)};
+    c.shape.scale = -0.7;
+    all.push_back(c);
+  }
+  return all;
+}
+
+/// NaN and infinities stay in the rows that see them.
+template <typename E>
+void confinement(InstructionSet set, const char* setName) {
+  const int64_t N = 200, D = 16, w = 20, bad = 77;
+  using A = AccumulatorOf<E>;
+  for (int which = 0; which < 3; which++) {
+    Buffer<E> q({1, N, 1, D}, false), k({1, N, 1, D}, false), v({1, N, 1, D}, false), o({1, N, 1, D}, false);
+    Buffer<A> alpha({1, N, 1}, false), lse({1, 1, N}, false);
+    std::mt19937 random(5);
+    std::normal_distribution<double> normal;
+    for (auto* x : {&q, &k, &v})
+      for (int64_t i = 0; i < N * D; i++) x->data()[i] = narrow<E>(normal(random));
+    for (int64_t i = 0; i < N; i++) alpha.data()[i] = static_cast<A>(0.01);
+    E* target = which == 0 ? v.data() : which == 1 ? k.data() : q.data();
+    std::memset(static_cast<void*>(target + bad * D + 3), 0xff, sizeof(E));
+    AttentionForward p{};
+    p.type = kType<E>;
+    p.batch = p.heads = p.kvHeads = 1;
+    p.queryLength = p.keyLength = N, p.headSize = p.valueSize = D, p.window = w, p.scale = 0.25;
+    p.q = q.template view<Input>(), p.k = k.template view<Input>(), p.v = v.template view<Input>();
+    p.alpha = alpha.template view<Input>();
+    p.o = o.template view<Output>(), p.lse = lse.template view<Output>();
+    cpu::attentionForward(p, threads(1), set);
+    for (int64_t t = 0; t < N; t++) {
+      const bool sees = which == 2 ? t == bad : t >= bad && t < bad + w;
+      checks++;
+      if (std::isnan(widen(o.data()[t * D + 3])) != sees) {
+        failures++;
+        std::printf("FAILED confinement %s of operand %d, row %d\n", setName, which, static_cast<int>(t));
+        break;
+      }
+    }
+  }
+}
+
+void all(InstructionSet set, const char* name) {
+  for (const Case& c : cases()) {
+    run<float>(c, set, name);
+    run<double>(c, set, name);
+    run<Float16>(c, set, name);
+    run<BrainFloat>(c, set, name);
+  }
+  confinement<float>(set, name);
+  confinement<double>(set, name);
+  confinement<Float16>(set, name);
+  confinement<BrainFloat>(set, name);
+}
+
+}  // namespace
+
+int main() {
+  const InstructionSet best = cpu::detectInstructionSet();
+  all(InstructionSet::Plain, "plain");
+  if (best >= InstructionSet::Avx2) all(InstructionSet::Avx2, "avx2");
+  if (best >= InstructionSet::Avx512) all(InstructionSet::Avx512, "avx512");
+  for (const auto& [name, share] : worst) std::printf("%-28s worst error %.3f of the bound\n", name.c_str(), share);
+  std::printf("%d checks, %d failed\n", checks, failures);
+  return failures ? 1 : 0;
+}

@@ -1,0 +1,23 @@
+#include "op/cpu_runtime.h"
+#include "op/plugin_op.h"
+
+namespace gatedfwa {
+namespace {
+
+class GatedFwaBpOp final : public PluginOp {
+ public:
+  GatedFwaBpOp() : PluginOp("gated_fwa_bp", 3) {}
+
+ private:
+  std::vector<OutputShape> shapes(const OpArguments& arguments) const override { return attentionBackwardShapes(arguments); }
+
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const override {
+    cpu::attentionBackward(attentionBackwardParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  }
+};
+
+}  // namespace
+
+PluginOp* gatedFwaBpOp() { return new GatedFwaBpOp(); }
+
+}  // namespace gatedfwa

@@ -1,0 +1,23 @@
+#include "op/cpu_runtime.h"
+#include "op/plugin_op.h"
+
+namespace gatedfwa {
+namespace {
+
+class GatedFwaGateOp final : public PluginOp {
+ public:
+  GatedFwaGateOp() : PluginOp("gated_fwa_gate", 1) {}
+
+ private:
+  std::vector<OutputShape> shapes(const OpArguments& arguments) const override { return gateForwardShapes(arguments); }
+
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const override {
+    cpu::gateForward(gateForwardParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  }
+};
+
+}  // namespace
+
+PluginOp* gatedFwaGateOp() { return new GatedFwaGateOp(); }
+
+}  // namespace gatedfwa

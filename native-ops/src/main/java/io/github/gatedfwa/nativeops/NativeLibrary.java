@@ -1,0 +1,301 @@
+package io.github.gatedfwa.nativeops;
+
+import java.io.File;
+import java.io.IOException;
+import java.io.InputStream;
+import java.lang.reflect.Field;
+import java.nio.file.Path;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.Properties;
+import org.bytedeco.javacpp.Loader;
+import org.nd4j.linalg.api.ops.CustomOpDescriptor;
+import org.nd4j.linalg.api.ops.executioner.OpExecutioner;
+import org.nd4j.linalg.factory.Nd4j;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Loads the plug-in that adds the GatedFWA ops (arXiv 2512.07782) to ND4J's CPU back end: {@code
+ * gated_fwa}, {@code gated_fwa_bp}, {@code gated_fwa_gate} and {@code gated_fwa_gate_bp}.
+ *
+ * <p>ND4J is started if it has not been. Ops that run in other threads while the plug-in registers
+ * its own are at the mercy of libnd4j, whose registry has no lock for readers: load early.
+ *
+ * <p>The system property {@value #INSTRUCTIONS_PROPERTY} chooses the kernels' instruction set:
+ * {@code auto} (the default: the best that the processor has), {@code plain}, {@code avx2} or
+ * {@code avx512}.
+ */
+public final class NativeLibrary {
+
+  /** System property: {@code auto}, {@code plain}, {@code avx2} or {@code avx512}. */
+  public static final String INSTRUCTIONS_PROPERTY = "gatedfwa.cpu.instructions";
+
+  static final String SUPPORTED_ND4J = "1.0.0-M2.1";
+  static final String SUPPORTED_PLATFORMS = "linux-x86_64";
+  private static final String FILE = "libgatedfwa_cpu.so";
+
+  private static final Logger log = LoggerFactory.getLogger(NativeLibrary.class);
+
+  /** What {@link #load()} came to: exactly one of the two is set. */
+  private record Outcome(Loaded loaded, NativeLibraryException failure) {}
+
+  private record Loaded(Map<String, CustomOpDescriptor> ops, String instructionSet) {}
+
+  private static volatile Outcome outcome;
+
+  private NativeLibrary() {}
+
+  /**
+   * Starts ND4J if needed, loads the library and registers the ops, once: further calls return at
+   * once, from any thread.
+   *
+   * @throws NativeLibraryException if the platform, the ND4J back end or its version is not
+   *     supported, if the library cannot be loaded, or if a property has a wrong value. The reason
+   *     is remembered and thrown again by each further call.
+   */
+  public static void load() {
+    loaded();
+  }
+
+  /**
+   * libnd4j's description of one of the ops: hash and numbers of arguments.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   * @throws IllegalArgumentException if the plug-in has no op of that name
+   */
+  public static CustomOpDescriptor descriptor(String opName) {
+    Loaded loaded = loaded();
+    CustomOpDescriptor descriptor = loaded.ops().get(opName);
+    if (descriptor == null) {
+      throw new IllegalArgumentException(
+          "no op " + opName + "; there are " + loaded.ops().keySet());
+    }
+    return descriptor;
+  }
+
+  /**
+   * The instruction set of the kernels: {@code plain}, {@code avx2} or {@code avx512}.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String instructionSet() {
+    return loaded().instructionSet();
+  }
+
+  /**
+   * How many threads an op may use: what ND4J is set to at the time of the call.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static int threads() {
+    loaded();
+    return NativeRuntime.threads();
+  }
+
+  private static Loaded loaded() {
+    Outcome result = outcome;
+    if (result == null) {
+      synchronized (NativeLibrary.class) {
+        if (outcome == null) {
+          outcome = attempt();
+        }
+        result = outcome;
+      }
+    }
+    if (result.failure() != null) {
+      // A new exception: its stack trace is this caller's, its cause the first one.
+      throw new NativeLibraryException(result.failure().getMessage(), result.failure());
+    }
+    return result.loaded();
+  }
+
+  private static Outcome attempt() {
+    try {
+      return new Outcome(loadOnce(), null);
+    } catch (NativeLibraryException e) {
+      return new Outcome(null, e);
+    }
+  }
+
+  private static Loaded loadOnce() {
+    String platform = Loader.getPlatform();
+    byte[] library = libraryFor(platform);
+    OpExecutioner executioner = startNd4j();
+    checkBackend(executioner.type(), Nd4j.getBackend().getClass().getSimpleName());
+    checkVersions();
+    systemLoad(library);
+
+    String requested = System.getProperty(INSTRUCTIONS_PROPERTY, "auto");
+    String instructionSet;
+    try {
+      instructionSet = NativeRuntime.selectInstructionSet(requested);
+    } catch (IllegalArgumentException e) {
+      throw new NativeLibraryException(
+          "the system property " + INSTRUCTIONS_PROPERTY + " asks for " + e.getMessage(), e);
+    }
+    Map<String, CustomOpDescriptor> ops;
+    try {
+      ops = parse(NativeRuntime.registerOps());
+    } catch (IllegalStateException e) {
+      throw new NativeLibraryException(
+          "the GatedFWA ops cannot be registered: " + e.getMessage(), e);
+    }
+    announce(executioner, ops);
+    log.info(
+        "GatedFWA ops {} registered with ND4J: {} kernels, {} threads",
+        ops.keySet(),
+        instructionSet,
+        NativeRuntime.threads());
+    return new Loaded(ops, instructionSet);
+  }
+
+  private static byte[] libraryFor(String platform) {
+    try (InputStream in = NativeLibrary.class.getResourceAsStream(platform + "/" + FILE)) {
+      if (in == null) {
+        throw new NativeLibraryException(
+            "no native GatedFWA library for the platform "
+                + platform
+                + "; supported: "
+                + SUPPORTED_PLATFORMS);
+      }
+      return in.readAllBytes();
+    } catch (IOException e) {
+      throw new NativeLibraryException("the native GatedFWA library cannot be read: " + e, e);
+    }
+  }
+
+  private static OpExecutioner startNd4j() {
+    try {
+      return Nd4j.getExecutioner();
+    } catch (RuntimeException | LinkageError e) {
+      throw new NativeLibraryException(
+          "ND4J cannot be started ("
+              + e
+              + "); the native GatedFWA ops need org.nd4j:nd4j-native:"
+              + SUPPORTED_ND4J
+              + " with its binaries for the platform",
+          e);
+    }
+  }
+
+  static void checkBackend(OpExecutioner.ExecutionerType type, String name) {
+    if (type != OpExecutioner.ExecutionerType.NATIVE_CPU) {
+      throw new NativeLibraryException(
+          "the ND4J back end is " + name + " (" + type + "); supported: nd4j-native on the CPU");
+    }
+  }
+
+  /**
+   * The ABI is that of one ND4J version. An application that is packed into one jar may have lost
+   * the files that tell the version; it is then left to the dynamic linker, which refuses a libnd4j
+   * without the symbols that the plug-in needs.
+   */
+  private static void checkVersions() {
+    Map<String, String> versions = new LinkedHashMap<>();
+    for (String artifact : new String[] {"nd4j-api", "nd4j-native"}) {
+      String name = "META-INF/maven/org.nd4j/" + artifact + "/pom.properties";
+      try (InputStream in = Nd4j.class.getClassLoader().getResourceAsStream(name)) {
+        if (in != null) {
+          Properties properties = new Properties();
+          properties.load(in);
+          versions.put(artifact, properties.getProperty("version", "unknown"));
+        }
+      } catch (IOException | IllegalArgumentException e) {
+        throw new NativeLibraryException("the version of " + artifact + " cannot be read: " + e, e);
+      }
+    }
+    checkVersions(versions);
+  }
+
+  static void checkVersions(Map<String, String> versions) {
+    if (versions.isEmpty()) {
+      log.warn("The version of ND4J cannot be told; the GatedFWA ops need {}", SUPPORTED_ND4J);
+    }
+    versions.forEach(
+        (artifact, version) -> {
+          if (!version.equals(SUPPORTED_ND4J)) {
+            throw new NativeLibraryException(
+                artifact + " is version " + version + "; supported: " + SUPPORTED_ND4J);
+          }
+        });
+  }
+
+  private static void systemLoad(byte[] library) {
+    Path file = null;
+    try {
+      File cache = Loader.getCacheDir();
+      file = LibraryCache.file(cache.toPath().resolve("gatedfwa"), FILE, library);
+      System.load(file.toAbsolutePath().toString());
+    } catch (IOException e) {
+      throw new NativeLibraryException(
+          "the native GatedFWA library cannot be written to disk ("
+              + e
+              + "); the system property org.bytedeco.javacpp.cachedir names a directory for it",
+          e);
+    } catch (LinkageError e) {
+      throw new NativeLibraryException(
+          "the native GatedFWA library cannot be loaded from "
+              + file
+              + " ("
+              + e.getMessage()
+              + "); supported: "
+              + SUPPORTED_PLATFORMS
+              + " with glibc, ND4J "
+              + SUPPORTED_ND4J,
+          e);
+    }
+  }
+
+  static Map<String, CustomOpDescriptor> parse(String list) {
+    Map<String, CustomOpDescriptor> ops = new LinkedHashMap<>();
+    for (String op : list.split(";", -1)) {
+      if (op.isEmpty()) {
+        continue;
+      }
+      String[] part = op.split(":", -1);
+      ops.put(
+          part[0],
+          CustomOpDescriptor.builder()
+              .hash(Long.parseLong(part[1]))
+              .numInputs(Integer.parseInt(part[2]))
+              .numOutputs(Integer.parseInt(part[3]))
+              .allowsInplace(part[4].equals("1"))
+              .numTArgs(Integer.parseInt(part[5]))
+              .numIArgs(Integer.parseInt(part[6]))
+              .build());
+    }
+    return ops;
+  }
+
+  /**
+   * Adds the ops to the executioner's list, which it (and libnd4j) makes once, at first use:
+   * without that {@code DynamicCustomOp.builder(name)} would not find them if the list was made
+   * before. The op classes of this project do not depend on it, so failing to is no error.
+   */
+  private static void announce(OpExecutioner executioner, Map<String, CustomOpDescriptor> ops) {
+    try {
+      synchronized (executioner) {
+        Map<String, CustomOpDescriptor> all = new HashMap<>(executioner.getCustomOperations());
+        all.putAll(ops);
+        Field list = customOpsField(executioner.getClass());
+        list.setAccessible(true);
+        list.set(executioner, Map.copyOf(all));
+      }
+    } catch (ReflectiveOperationException | RuntimeException e) {
+      log.debug("DynamicCustomOp.builder may not find the GatedFWA ops", e);
+    }
+  }
+
+  private static Field customOpsField(Class<?> type) throws NoSuchFieldException {
+    for (Class<?> c = type; c != null; c = c.getSuperclass()) {
+      for (Field field : c.getDeclaredFields()) {
+        if (field.getName().equals("customOps")) {
+          return field;
+        }
+      }
+    }
+    throw new NoSuchFieldException("customOps of " + type);
+  }
+}

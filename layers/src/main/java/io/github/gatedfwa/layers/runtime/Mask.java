@@ -1,0 +1,60 @@
+package io.github.gatedfwa.layers.runtime;
+
+import java.util.Arrays;
+import org.deeplearning4j.exception.DL4JInvalidInputException;
+import org.deeplearning4j.nn.workspace.ArrayType;
+import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+
+/**
+ * Which tokens are real: a feature mask in the order of a token matrix.
+ *
+ * @param real one flag per token
+ */
+record Mask(boolean[] real) {
+  /**
+   * Reads a feature mask.
+   *
+   * @param layer description of the layer for messages
+   * @param mask [minibatch, time], or any vector [minibatch] for feed-forward data; may be null
+   * @return the mask; null if there is none or it hides nothing
+   * @throws DL4JInvalidInputException if the mask does not have one element per token
+   */
+  static Mask of(String layer, INDArray mask, long minibatch, long time) {
+    if (mask == null) {
+      return null;
+    }
+    boolean perStep = mask.rank() == 2 && mask.size(0) == minibatch && mask.size(1) == time;
+    if (!perStep && !(time == 1 && mask.length() == minibatch)) {
+      throw new DL4JInvalidInputException(
+          "%s: mask has shape %s; expected [%d, %d] (minibatch, time)"
+              .formatted(layer, Arrays.toString(mask.shape()), minibatch, time));
+    }
+    float[] values = mask.castTo(DataType.FLOAT).dup('c').data().asFloat();
+    boolean[] real = new boolean[values.length];
+    boolean hides = false;
+    for (int t = 0; t < values.length; t++) {
+      real[t] = values[t] != 0;
+      hides |= !real[t];
+    }
+    return hides ? new Mask(real) : null;
+  }
+
+  boolean isReal(int token) {
+    return real[token];
+  }
+
+  /** The mask as an array [minibatch, time] of ones and zeros. */
+  INDArray toArray(
+      DataType type, long minibatch, LayerWorkspaceMgr workspaces, ArrayType arrayType) {
+    INDArray array =
+        workspaces.createUninitialized(
+            arrayType, type, new long[] {minibatch, real.length / minibatch}, 'c');
+    Elements elements = Elements.write(array);
+    for (int t = 0; t < real.length; t++) {
+      elements.put(t, real[t] ? 1 : 0);
+    }
+    return array;
+  }
+}

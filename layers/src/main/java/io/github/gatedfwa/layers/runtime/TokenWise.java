@@ -1,0 +1,125 @@
+package io.github.gatedfwa.layers.runtime;
+
+import io.github.gatedfwa.layers.TokenWiseLayer;
+import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
+import org.deeplearning4j.nn.gradient.DefaultGradient;
+import org.deeplearning4j.nn.gradient.Gradient;
+import org.deeplearning4j.nn.layers.BaseLayer;
+import org.deeplearning4j.nn.workspace.ArrayType;
+import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
+import org.nd4j.common.primitives.Pair;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+
+/**
+ * Run-time layer of a {@link TokenWiseLayer}: formats, masks, dropout and types around a function
+ * of token matrices.
+ *
+ * @param <C> the configuration
+ */
+abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
+  private static final long serialVersionUID = 1L;
+
+  TokenWise(NeuralNetConfiguration conf, DataType dataType) {
+    super(conf, dataType);
+  }
+
+  /**
+   * @param in [tokens, nIn]
+   * @param out [tokens, nOut] to write
+   */
+  abstract void forward(INDArray in, INDArray out, boolean training, LayerWorkspaceMgr workspaces);
+
+  /**
+   * Also writes the parameters' gradients into {@link #gradientViews}.
+   *
+   * @param in [tokens, nIn]
+   * @param gradient [tokens, nOut]
+   * @param out gradient of in, [tokens, nIn], to write
+   */
+  abstract void backward(
+      INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces);
+
+  /** Half types are computed in FLOAT. */
+  final DataType computeType() {
+    return dataType == DataType.FLOAT16 ? DataType.FLOAT : dataType;
+  }
+
+  private String describe() {
+    return "%s \"%s\""
+        .formatted(layerConf().getClass().getSimpleName(), layerConf().getLayerName());
+  }
+
+  private Tokens tokens(
+      INDArray array, String what, long size, LayerWorkspaceMgr workspaces, ArrayType memory) {
+    return Tokens.of(
+        describe(),
+        array,
+        what,
+        size,
+        layerConf().getRnnDataFormat(),
+        computeType(),
+        workspaces,
+        memory);
+  }
+
+  @Override
+  public INDArray activate(boolean training, LayerWorkspaceMgr workspaceMgr) {
+    assertInputSet(false);
+    applyDropOutIfNecessary(training, workspaceMgr);
+    DataType type = computeType();
+    Tokens in =
+        tokens(input, "input", layerConf().getNIn(), workspaceMgr, ArrayType.FF_WORKING_MEM);
+    INDArray out =
+        workspaceMgr.createUninitialized(
+            type == dataType ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM,
+            type,
+            new long[] {in.count(), layerConf().getNOut()},
+            'c');
+    forward(in.rows(), out, training, workspaceMgr);
+    Tokens.zeroRows(out, mask(in), in.time(), 0);
+    return in.with(out).toData(dataType, workspaceMgr, ArrayType.ACTIVATIONS);
+  }
+
+  private Mask mask(Tokens in) {
+    return Mask.of(describe(), maskArray, in.minibatch(), in.time());
+  }
+
+  @Override
+  public Pair<Gradient, INDArray> backpropGradient(
+      INDArray epsilon, LayerWorkspaceMgr workspaceMgr) {
+    assertInputSet(true);
+    DataType type = computeType();
+    Tokens in =
+        tokens(input, "input", layerConf().getNIn(), workspaceMgr, ArrayType.BP_WORKING_MEM);
+    Tokens error =
+        tokens(
+            epsilon,
+            "gradient of the output",
+            layerConf().getNOut(),
+            workspaceMgr,
+            ArrayType.BP_WORKING_MEM);
+    Mask mask = mask(in);
+    if (mask != null) {
+      error = error.with(workspaceMgr.dup(ArrayType.BP_WORKING_MEM, error.rows(), 'c'));
+      Tokens.zeroRows(error.rows(), mask, in.time(), 0);
+    }
+    INDArray out =
+        workspaceMgr.createUninitialized(
+            type == dataType ? ArrayType.ACTIVATION_GRAD : ArrayType.BP_WORKING_MEM,
+            type,
+            new long[] {in.count(), layerConf().getNIn()},
+            'c');
+    backward(in.rows(), error.rows(), out, workspaceMgr);
+    weightNoiseParams.clear();
+    Gradient gradient = new DefaultGradient(gradientsFlattened);
+    gradientViews.forEach(gradient::setGradientFor);
+    INDArray epsilonOut = in.with(out).toData(dataType, workspaceMgr, ArrayType.ACTIVATION_GRAD);
+    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+  }
+
+  @Override
+  public boolean isPretrainLayer() {
+    return false;
+  }
+}

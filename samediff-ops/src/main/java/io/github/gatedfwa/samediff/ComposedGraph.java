@@ -1,0 +1,110 @@
+package io.github.gatedfwa.samediff;
+
+import org.nd4j.autodiff.samediff.SDVariable;
+import org.nd4j.autodiff.samediff.SameDiff;
+import org.nd4j.linalg.api.buffer.DataType;
+
+/**
+ * The functions of the native ops as graphs of ND4J's own ops, whose gradients are ND4J's. Dense:
+ * memory grows with N · M, and M² where there is an alpha. Half types are computed in float32, sums
+ * of alpha in float64. As in {@link ComposedArrays}, invisible keys get large negative scores.
+ */
+final class ComposedGraph {
+
+  private final SameDiff sd;
+
+  ComposedGraph(SameDiff sd) {
+    this.sd = sd;
+  }
+
+  SDVariable[] gatedFwa(
+      SDVariable q,
+      SDVariable k,
+      SDVariable v,
+      SDVariable alpha,
+      SDVariable mask,
+      long window,
+      double scale) {
+    DataType type = NativeOp.accumulatorType(q.dataType());
+    SDVariable batch = sd.sizeAt(q, 0);
+    SDVariable queries = sd.sizeAt(q, 1);
+    SDVariable heads = sd.sizeAt(q, 2);
+    SDVariable headSize = sd.sizeAt(q, 3);
+    SDVariable keys = sd.sizeAt(k, 1);
+    SDVariable kvHeads = sd.sizeAt(k, 2);
+    SDVariable rest = sd.constant(-1L);
+
+    // The heads of a group below each other: [B, Hkv, G·N, D].
+    SDVariable grouped = headFirst(q, type).reshape(sd.stack(0, batch, kvHeads, rest, headSize));
+    SDVariable products = sd.mmul(grouped, headFirst(k, type), false, true, false);
+    SDVariable scores = products.reshape(sd.stack(0, batch, heads, queries, keys));
+    scores = scale != 0 ? scores.mul(scale) : scores.div(sd.math().sqrt(headSize.castTo(type)));
+
+    SDVariable one = sd.constant(1L);
+    SDVariable row =
+        sd.expandDims(range(keys.sub(queries), keys), 1); // position of each query, [N, 1]
+    SDVariable column = sd.expandDims(range(sd.constant(0L), keys), 0); // [1, M]
+    SDVariable distance = row.sub(column);
+    SDVariable outside = distance.lt(0).castTo(type).add(distance.gte(window).castTo(type));
+    scores = scores.sub(outside.mul(ComposedArrays.HIDDEN));
+    if (mask != null) {
+      SDVariable real = mask.castTo(type).neq(0).castTo(type);
+      SDVariable penalty = real.sub(1).mul(ComposedArrays.HIDDEN);
+      scores = scores.add(penalty.reshape(sd.stack(0, batch, one, one, keys)));
+    }
+    if (alpha != null) {
+      scores = scores.sub(decay(alpha, batch, queries, heads, keys).castTo(type));
+    }
+
+    SDVariable dead = sd.constant(ComposedArrays.DEAD).castTo(type);
+    SDVariable max = sd.max(sd.max(scores, true, 3), dead);
+    SDVariable weights = sd.math().exp(scores.sub(max));
+    SDVariable sum = weights.sum(true, 3);
+    // A row that sees anything has a sum of at least 1.
+    SDVariable probabilities = weights.div(sd.max(sum, sd.constant(0.5).castTo(type)));
+    SDVariable o =
+        sd.mmul(probabilities.reshape(sd.stack(0, batch, kvHeads, rest, keys)), headFirst(v, type));
+    SDVariable perHead = o.reshape(sd.stack(0, batch, heads, queries, sd.sizeAt(v, 3)));
+    SDVariable lse = sd.math().log(sum).add(max).reshape(sd.stack(0, batch, heads, queries));
+    return new SDVariable[] {perHead.permute(0, 2, 1, 3).castTo(q.dataType()), lse};
+  }
+
+  SDVariable gate(SDVariable h, SDVariable beta, double eps) {
+    return softplus(h.mul(beta).neg()).div(beta.add(eps));
+  }
+
+  /** As in {@link ComposedArrays}; (x + |x|) / 2 rather than a maximum for the slope at 0. */
+  private SDVariable softplus(SDVariable x) {
+    SDVariable size = sd.math().abs(x);
+    SDVariable e = sd.math().exp(size.neg());
+    SDVariable logarithm = sd.math().atanh(e.div(e.add(2))).mul(2);
+    return logarithm.add(x.add(size).mul(0.5));
+  }
+
+  /**
+   * Σ_{τ=j+1..p} alpha_τ, [B, H, N, M]: a running sum over τ of what comes after j, so that neither
+   * it nor its gradient is a difference of long sums.
+   */
+  private SDVariable decay(
+      SDVariable alpha, SDVariable batch, SDVariable queries, SDVariable heads, SDVariable keys) {
+    SDVariable one = sd.constant(1L);
+    SDVariable index = range(sd.constant(0L), keys);
+    SDVariable after = sd.expandDims(index, 1).gt(sd.expandDims(index, 0));
+    SDVariable finite = sd.min(alpha.castTo(DataType.DOUBLE), sd.constant(ComposedArrays.HIDDEN));
+    SDVariable token = finite.permute(0, 2, 1).reshape(sd.stack(0, batch, heads, keys, one));
+    SDVariable sums = sd.cumsum(token.mul(after.castTo(DataType.DOUBLE)), false, false, 2);
+    SDVariable zero = sd.constant(0L);
+    return sd.slice(
+        sums,
+        sd.stack(0, zero, zero, keys.sub(queries), zero),
+        sd.stack(0, batch, heads, queries, keys));
+  }
+
+  private SDVariable range(SDVariable from, SDVariable to) {
+    return sd.range(from, to, sd.constant(1L), DataType.INT64);
+  }
+
+  private static SDVariable headFirst(SDVariable x, DataType type) {
+    return x.castTo(type).permute(0, 2, 1, 3);
+  }
+}

@@ -45,7 +45,8 @@ final class ComposedGraph {
         sd.expandDims(range(keys.sub(queries), keys), 1); // position of each query, [N, 1]
     SDVariable column = sd.expandDims(range(sd.constant(0L), keys), 0); // [1, M]
     SDVariable distance = row.sub(column);
-    SDVariable outside = distance.lt(0).castTo(type).add(distance.gte(window).castTo(type));
+    SDVariable outside =
+        distance.lt(0).castTo(type).add(distance.gte((double) window).castTo(type));
     scores = scores.sub(outside.mul(ComposedArrays.HIDDEN));
     if (mask != null) {
       SDVariable real = mask.castTo(type).neq(0).castTo(type);

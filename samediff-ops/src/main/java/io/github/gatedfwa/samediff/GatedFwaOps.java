@@ -59,27 +59,30 @@ public final class GatedFwaOps {
    */
   public static boolean isNativeAvailable() {
     String property = System.getProperty(NATIVE_PROPERTY, "auto");
-    switch (property) {
-      case "off":
-        return false;
-      case "required":
+    return switch (property) {
+      case "off" -> false;
+      case "required" -> {
         load();
-        return true;
-      case "auto":
-        try {
-          load();
-          return true;
-        } catch (NativeLibraryException e) {
-          warnOnce(e);
-          return false;
-        }
-      default:
-        throw new IllegalArgumentException(
-            "the system property "
-                + NATIVE_PROPERTY
-                + " is '"
-                + property
-                + "'; expected auto, required or off");
+        yield true;
+      }
+      case "auto" -> canLoad();
+      default ->
+          throw new IllegalArgumentException(
+              "the system property "
+                  + NATIVE_PROPERTY
+                  + " is '"
+                  + property
+                  + "'; expected auto, required or off");
+    };
+  }
+
+  private static boolean canLoad() {
+    try {
+      load();
+      return true;
+    } catch (NativeLibraryException e) {
+      warnOnce(e);
+      return false;
     }
   }
 

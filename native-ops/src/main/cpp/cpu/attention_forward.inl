@@ -21,7 +21,7 @@ struct Forward {
         : q(scratch.take<A>(Tile::kSize * p.headSize)),
           o(scratch.take<A>(Tile::kSize * p.valueSize)),
           rows(scratch.take<A>(Tile::kSize * p.headSize)),
-          scores(scratch.take<A>(Tile::kSize * kWidth)),
+          scores(scratch.take<A>(kTile<A> * kWidth)),
           max(scratch.take<A>(Tile::kSize)),
           sum(scratch.take<A>(Tile::kSize)),
           factor(scratch.take<A>(kWidth)),
@@ -44,19 +44,19 @@ struct Forward {
   static void run(const AttentionForward& p, int64_t item, void* memory) {
     Scratch scratch(memory);
     const Buffers buffers(p, scratch);
-    const Tile tile(p, item);
+    const Tile tile = Tile::of(p, item);
     const int64_t panels = tile.panels();
 
-    tile.pack(p.q, p.headSize, static_cast<A>(p.scale * kLog2E), buffers.rows, buffers.q);
+    tile.pack(p.q, p.headSize, A(1), buffers.rows, buffers.q);
     for (int64_t i = 0; i < panels * kWidth; i++) buffers.max[i] = -kInfinity<A>, buffers.sum[i] = 0;
     for (int64_t i = 0; i < panels * kWidth * p.valueSize; i++) buffers.o[i] = 0;
 
-    tile.forEachKeyTile(buffers.keys, [&](const KeyTile<A>& keys) {
-      if (keys.diagonal) {
+    tile.forEachKeyTile(buffers.keys, [&](const VisibleKeys<A>& keys) {
+      if (keys.diagonal && keys.lookback == 0) {
         // Until here the row's own decay was left out: it is the same for all keys before the tile.
         for (int64_t i = 0; i < tile.rows; i++) buffers.max[i] -= static_cast<A>(kLog2E * tile.decay.row[i]);
       }
-      const bool finite = !keys.edge || allFinite(keys.v, keys.count, p.valueSize);
+      const bool finite = !tile.isEdge(keys, 0, Tile::kSize) || allFinite(keys.v.data, keys.count * p.valueSize);
       for (int64_t panel = 0; panel < panels; panel++) attend(tile, keys, panel, finite, buffers);
     });
 
@@ -74,7 +74,20 @@ struct Forward {
   }
 
  private:
-  static void attend(const Tile& tile, const KeyTile<A>& keys, int64_t panel, bool finite, const Buffers& buffers) {
+  /// Keeps the products q.k as they are and the maximum of the scores.
+  struct Scores {
+    const A* bias;
+    A scale;
+    Vector<A> max[2];
+    static constexpr bool kReadsTarget = false;
+    GATEDFWA_INLINE void add(Vector<A> score, int v) { max[v] = greater<A>(score, max[v]); }
+    GATEDFWA_INLINE Vector<A> operator()(Vector<A>, Vector<A> x, int64_t key, int v) {
+      add(x * scale + bias[key], v);
+      return x;
+    }
+  };
+
+  static void attend(const Tile& tile, const VisibleKeys<A>& keys, int64_t panel, bool finite, const Buffers& buffers) {
     const int64_t lane = panel * kWidth;
     int64_t first, end;
     tile.visibleKeys(keys, lane, first, end);
@@ -82,34 +95,43 @@ struct Forward {
     const int64_t count = end - first;
     A* scores = buffers.scores;
 
+    const A scale = static_cast<A>(tile.p.scale * kLog2E);
+    const bool edge = tile.isEdge(keys, lane, kWidth);
+    Scores maximum{keys.bias + first, scale, {broadcast<A>(-kInfinity<A>), broadcast<A>(-kInfinity<A>)}};
     panelProduct(count, tile.p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
-                 buffers.q + lane * tile.p.headSize, kWidth, scores, kWidth, Assign<A>{});
-
-    Vector<A> max[2] = {broadcast<A>(-kInfinity<A>), broadcast<A>(-kInfinity<A>)};
-    tile.exponents(keys, lane, first, end, scores, [&](int64_t key, const Vector<A>(&x)[2]) {
-      for (int v = 0; v < 2; v++) {
-        store(scores + key * kWidth + v * kLanes<A>, x[v]);
-        max[v] = maximum<A>(x[v], max[v]);
+                 buffers.q + lane * tile.p.headSize, kWidth, scores, kWidth, maximum);
+    if (edge) {
+      for (Vector<A>& max : maximum.max) max = broadcast<A>(-kInfinity<A>);
+      for (int64_t key = 0; key < count; key++) {
+        Vector<A> x[2];
+        for (int v = 0; v < 2; v++) x[v] = load(scores + key * kWidth + v * kLanes<A>) * scale + keys.bias[first + key];
+        tile.restrict(keys, first + key, lane, x);
+        for (int v = 0; v < 2; v++) maximum.add(x[v], v);
       }
-    });
+    }
 
     Vector<A> reference[2], sum[2];
     for (int v = 0; v < 2; v++) {
       A* state = buffers.max + lane + v * kLanes<A>;
-      const Vector<A> old = load(state), fresh = maximum<A>(old, max[v]);
+      const Vector<A> old = load(state), fresh = greater<A>(old, maximum.max[v]);
       store(state, fresh);
       reference[v] = fresh == -kInfinity<A> ? Vector<A>{} : fresh;  // no key yet: exp2(-infinity - 0) = 0
       const Vector<A> factor = exp2<A>(old - reference[v]);
       store(buffers.factor + v * kLanes<A>, factor);
       sum[v] = load(buffers.sum + lane + v * kLanes<A>) * factor;
     }
-    for (int64_t key = 0; key < count; key++)
+    // The reference nearly cancels the score before the small terms come in: no bits are lost to large scores.
+    for (int64_t key = 0; key < count; key++) {
+      A* row = scores + key * kWidth;
+      Vector<A> x[2];
+      for (int v = 0; v < 2; v++) x[v] = (load(row + v * kLanes<A>) * scale - reference[v]) + keys.bias[first + key];
+      if (edge) tile.restrict(keys, first + key, lane, x);
       for (int v = 0; v < 2; v++) {
-        A* score = scores + key * kWidth + v * kLanes<A>;
-        const Vector<A> weight = exp2<A>(load(score) - reference[v]);
-        store(score, weight);
+        const Vector<A> weight = exp2<A>(x[v]);
+        store(row + v * kLanes<A>, weight);
         sum[v] += weight;
       }
+    }
     for (int v = 0; v < 2; v++) store(buffers.sum + lane + v * kLanes<A>, sum[v]);
 
     const A* value = keys.v.data + first * keys.v.ld;

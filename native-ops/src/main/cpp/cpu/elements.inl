@@ -3,10 +3,6 @@
 
 #include <cstddef>
 
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
-
 #include "cpu/simd.inl"
 #include "kernel/params.h"
 
@@ -127,14 +123,14 @@ struct Rows {
   int64_t ld;
 };
 
-/// Rows of a strided tensor as accumulators. In place where the memory already has that form, otherwise copied into
-/// `buffer` [rows][paddedColumns], zero beyond `columns`. Rows whose `keep` byte is 0 become zeros (keep may be null):
-/// padding may hold anything, NaN included.
+/// Rows of a strided tensor as accumulators: in place where they already are contiguous, otherwise copied into `buffer`
+/// [rows][paddedColumns], zero beyond `columns`. A copy pays: rows that lie a power of two apart share a few cache
+/// sets. Callers share a staged tile among as many queries as they can. Rows whose `keep` byte is 0 become zeros (keep may be null): padding may hold anything, NaN included.
 template <typename E, typename A = Accumulator<E>>
 Rows<A> stageRows(const E* from, int64_t rowStride, int64_t columnStride, int64_t rows, int64_t columns,
                   int64_t paddedColumns, const uint8_t* keep, A* buffer) {
   if constexpr (kIsAccumulator<E>) {
-    if (columnStride == 1 && columns == paddedColumns && !keep) return {from, rowStride};
+    if (columnStride == 1 && rowStride == columns && columns == paddedColumns && !keep) return {from, rowStride};
   }
   for (int64_t r = 0; r < rows; r++) {
     A* to = buffer + r * paddedColumns;
@@ -142,6 +138,8 @@ Rows<A> stageRows(const E* from, int64_t rowStride, int64_t columnStride, int64_
     int64_t c = 0;
     if (!keep || keep[r]) {
       if (columnStride == 1) {
+        if constexpr (kIsAccumulator<E>)
+          for (; c + kLanes<A> <= columns; c += kLanes<A>) store(to + c, load(row + c));
         for (; c < columns; c++) to[c] = widen(row[c]);
       } else {
         for (; c < columns; c++) to[c] = widen(row[c * columnStride]);
@@ -224,18 +222,16 @@ void writeRows(const A* from, int64_t ld, A factor, int64_t rows, int64_t column
     for (int64_t c = 0; c < columns; c++) narrow(factor * from[r * ld + c], to[r * rowStride + c * columnStride]);
 }
 
-/// True if every element is finite.
+/// True if every element is finite. Rows are contiguous.
 template <typename A>
-bool allFinite(Rows<A> x, int64_t rows, int64_t columns) {
-  A sum = 0;
-  Vector<A> sums{};
-  for (int64_t r = 0; r < rows; r++) {
-    const A* row = x.data + r * x.ld;
-    int64_t c = 0;
-    for (; c + kLanes<A> <= columns; c += kLanes<A>) sums += load(row + c) * A(0);
-    for (; c < columns; c++) sum += row[c] * A(0);
-  }
-  return sum + sumOfLanes<A>(sums) == A(0);
+bool allFinite(const A* x, int64_t count) {
+  Vector<A> sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes<A> <= count; i += 4 * kLanes<A>)
+    for (int v = 0; v < 4; v++) sums[v] += load(x + i + v * kLanes<A>) * A(0);
+  A sum = sumOfLanes<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < count; i++) sum += x[i] * A(0);
+  return sum == A(0);
 }
 
 }  // namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET

@@ -22,31 +22,31 @@ struct Left {
   int64_t row, depth;
 };
 
-// What becomes of a product x at c (one vector).
+// What becomes of a product x at c (vector v of a row).
 template <typename A>
 struct Assign {
-  GATEDFWA_INLINE Vector<A> operator()(Vector<A>, Vector<A> x, int) const { return x; }
+  GATEDFWA_INLINE Vector<A> operator()(Vector<A>, Vector<A> x, int64_t, int) const { return x; }
   static constexpr bool kReadsTarget = false;
 };
 template <typename A>
 struct AddScaled {
   A factor;
-  GATEDFWA_INLINE Vector<A> operator()(Vector<A> c, Vector<A> x, int) const { return c + factor * x; }
+  GATEDFWA_INLINE Vector<A> operator()(Vector<A> c, Vector<A> x, int64_t, int) const { return c + factor * x; }
   static constexpr bool kReadsTarget = true;
 };
 /// The target's columns are first rescaled, each by its own factor (online softmax).
 template <typename A>
 struct RescaleAndAdd {
   const A* factors;
-  GATEDFWA_INLINE Vector<A> operator()(Vector<A> c, Vector<A> x, int column) const {
-    return c * load(factors + column) + x;
+  GATEDFWA_INLINE Vector<A> operator()(Vector<A> c, Vector<A> x, int64_t, int v) const {
+    return c * load(factors + v * kLanes<A>) + x;
   }
   static constexpr bool kReadsTarget = true;
 };
 
 template <int kRows, int kVectors, typename A, typename Update>
-GATEDFWA_INLINE void registerBlock(int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc,
-                                   Update update) {
+GATEDFWA_INLINE void registerBlock(int64_t row, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc,
+                                   Update& update) {
   Vector<A> sums[kRows][kVectors] = {};
   const A* left = a.data;
   for (int64_t k = 0; k < depth; k++, left += a.depth, b += ldb) {
@@ -67,24 +67,26 @@ GATEDFWA_INLINE void registerBlock(int64_t depth, Left<A> a, const A* b, int64_t
       A* target = c + r * ldc + v * kLanes<A>;
       Vector<A> old{};
       if constexpr (Update::kReadsTarget) old = load(target);
-      store(target, update(old, sums[r][v], v * kLanes<A>));
+      store(target, update(old, sums[r][v], row + r, v));
     }
 }
 
 /// c[rows][kVectors vectors] <- update(c, a * b); `ldb`, `ldc` are row lengths.
 template <int kVectors = 2, typename A, typename Update>
-void panelProduct(int64_t rows, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, Update update) {
-  const auto step = [&](auto count) {
+GATEDFWA_INLINE void panelProduct(int64_t rows, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc,
+                                  Update&& update) {
+  int64_t row = 0;
+  const auto step = [&](auto count) GATEDFWA_INLINE_LAMBDA {
     constexpr int kCount = decltype(count)::value;
-    registerBlock<kCount, kVectors>(depth, a, b, ldb, c, ldc, update);
+    registerBlock<kCount, kVectors>(row, depth, a, b, ldb, c, ldc, update);
     a.data += kCount * a.row;
     c += kCount * ldc;
-    rows -= kCount;
+    row += kCount;
   };
-  while (rows >= kRegisterRows) step(Count<kRegisterRows>{});
-  if (rows >= 4) step(Count<4>{});
-  if (rows >= 2) step(Count<2>{});
-  if (rows >= 1) step(Count<1>{});
+  while (rows - row >= kRegisterRows) step(Count<kRegisterRows>{});
+  if (rows - row >= 4) step(Count<4>{});
+  if (rows - row >= 2) step(Count<2>{});
+  if (rows - row >= 1) step(Count<1>{});
 }
 
 /// c[rows][columns] += factor * a * b, `columns` a multiple of a vector's lanes.

@@ -5,9 +5,12 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-/// Queries and keys of a tile: its scores and one panel of queries fit into the first-level cache.
+/// Keys of a tile: its scores with one panel of queries fit into the first-level cache.
 template <typename A>
 constexpr int64_t kTile = sizeof(A) == 4 ? 64 : 32;
+/// At most so many queries share a key tile once it is staged.
+template <typename A>
+constexpr int64_t kQueryTile = 4 * kTile<A>;
 static_assert(kTile<float> % kPanel<float> == 0 && kTile<double> % kPanel<double> == 0);
 
 /// The decays of one batch entry and head, or none. Sums are in float64 and start inside the window, so that their
@@ -23,14 +26,17 @@ struct Decays {
   }
   GATEDFWA_INLINE double operator[](int64_t j) const { return alpha ? static_cast<double>(alpha[j * stride]) : 0.0; }
 
-  /// bias[j - first] = -log2(e) * (decay + sum of alpha over (j, end)), end exclusive; -infinity where keep is 0.
-  /// Returns decay + sum of alpha over [first, end).
-  double columns(int64_t first, int64_t end, double decay, const uint8_t* keep, A* bias) const {
+  /// bias[j - first] = -log2(e) * (gap + sum of alpha over (j, end)), end exclusive; -infinity where keep is 0. Returns
+  /// gap + sum of alpha over [first, end). The two parts are rounded one by one: the backward pass, which learns of the
+  /// gap later, then gets the same bits.
+  double columns(int64_t first, int64_t end, double gap, const uint8_t* keep, A* bias) const {
+    const A far = static_cast<A>(kLog2E * gap);
+    double near = 0;
     for (int64_t j = end - 1; j >= first; j--) {
-      bias[j - first] = keep && !keep[j - first] ? -kInfinity<A> : static_cast<A>(-kLog2E * decay);
-      decay += (*this)[j];
+      bias[j - first] = keep && !keep[j - first] ? -kInfinity<A> : static_cast<A>(-kLog2E * near) - far;
+      near += (*this)[j];
     }
-    return decay;
+    return gap + near;
   }
 };
 
@@ -38,11 +44,11 @@ struct Decays {
 /// prefix sums. Infinite (and NaN) decays stay out of the sums and act as a bound on the keys instead.
 template <typename A>
 struct DiagonalDecay {
-  double prefix[kTile<A>];   ///< sum of the finite alpha over (first, i]
-  double row[kTile<A>];      ///< sum of all alpha over (first, i]
-  A barrier[kTile<A>];       ///< for keys before `bound`: -infinity or NaN
-  int64_t bound[kTile<A>];   ///< keys below this index are behind a non-finite alpha
-  bool bounded = false;      ///< any bound above 0
+  double prefix[kQueryTile<A>];   ///< sum of the finite alpha over (first, i]
+  double row[kQueryTile<A>];      ///< sum of all alpha over (first, i]
+  A barrier[kQueryTile<A>];       ///< for keys before `bound`: -infinity or NaN
+  int64_t bound[kQueryTile<A>];   ///< keys below this index are behind a non-finite alpha
+  bool bounded = false;           ///< any bound above 0
 
   void set(const Decays<A>& alpha, int64_t first, int64_t count) {
     prefix[0] = row[0] = 0;
@@ -57,7 +63,7 @@ struct DiagonalDecay {
       barrier[i] = finite ? barrier[i - 1] : barrier[i - 1] - static_cast<A>(x);
       bounded = bounded || !finite;
     }
-    for (int64_t i = count; i < kTile<A>; i++) {
+    for (int64_t i = count; i < roundUp(count, kPanel<A>); i++) {
       prefix[i] = row[i] = 0;
       bound[i] = 0;
       barrier[i] = 0;

@@ -22,6 +22,8 @@ public final class WarmupCosineSchedule implements ISchedule {
   private final int total;
 
   /**
+   * A schedule of linear warm-up and cosine decay.
+   *
    * @param peak the highest value, greater than 0
    * @param last the value at the end, from 0 to peak
    * @param warmup iterations of the rise, from 0 to total

@@ -1,0 +1,130 @@
+package io.github.gatedfwa.examples;
+
+import io.github.gatedfwa.layers.DecoderBlock;
+import io.github.gatedfwa.layers.GatedFWALayer;
+import io.github.gatedfwa.layers.RMSNormLayer;
+import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
+import org.deeplearning4j.nn.conf.GradientNormalization;
+import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.EmbeddingSequenceLayer;
+import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.deeplearning4j.util.ModelSerializer;
+import org.nd4j.linalg.activations.Activation;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.learning.config.Adam;
+import org.nd4j.linalg.lossfunctions.impl.LossSparseMCXENT;
+
+/**
+ * A byte-level causal language model: embedding, pre-norm decoder blocks of gated windowed
+ * attention and SwiGLU, a last RMSNorm, and a softmax over the next byte.
+ *
+ * <p>Input [minibatch, 1, T] with bytes as values 0 to 255, labels [minibatch, T, 1], output
+ * [minibatch, T, 256] probabilities: inside, data is NWC, the faster format for these layers.
+ */
+final class CodeModel {
+  private static final int BYTES = 256;
+
+  private CodeModel() {}
+
+  /**
+   * A new model.
+   *
+   * @param context time steps of a training window
+   * @param schedule the learning rate
+   */
+  static ComputationGraph create(
+      int width,
+      int blocks,
+      int heads,
+      int window,
+      int context,
+      long seed,
+      WarmupCosineSchedule schedule) {
+    GraphBuilder graph =
+        new NeuralNetConfiguration.Builder()
+            .seed(seed)
+            .dataType(DataType.FLOAT)
+            .updater(Adam.builder().learningRateSchedule(schedule).beta1(0.9).beta2(0.95).build())
+            // The loss is the sum over a window, so this is a norm of 1 for the mean over its
+            // bytes.
+            .gradientNormalization(GradientNormalization.ClipL2PerLayer)
+            .gradientNormalizationThreshold(context)
+            .graphBuilder()
+            .addInputs("bytes")
+            .setInputTypes(InputType.recurrent(BYTES))
+            .addLayer(
+                "embedding",
+                new EmbeddingSequenceLayer.Builder()
+                    .nIn(BYTES)
+                    .nOut(width)
+                    .outputDataFormat(RNNFormat.NWC)
+                    .build(),
+                "bytes");
+    String last = "embedding";
+    for (int i = 0; i < blocks; i++) {
+      last =
+          DecoderBlock.builder()
+              .nModel(width)
+              .attention(
+                  GatedFWALayer.builder()
+                      .nHeads(heads)
+                      .windowSize(window)
+                      .ropeBase(10000)
+                      .keyShift(true)
+                      .valueShift(true)
+                      .build())
+              .hiddenSize(roundUp(width * 8 / 3, 16))
+              .build()
+              .addTo(graph, "block" + i, last);
+    }
+    ComputationGraph network =
+        new ComputationGraph(
+            graph
+                .addLayer("norm", RMSNormLayer.builder().build(), last)
+                .addLayer(
+                    "output",
+                    new RnnOutputLayer.Builder(new LossSparseMCXENT())
+                        .nOut(BYTES)
+                        .activation(Activation.SOFTMAX)
+                        .build(),
+                    "norm")
+                .setOutputs("output")
+                .build());
+    network.init();
+    return network;
+  }
+
+  /**
+   * A model that {@link #save} wrote, with the state of its updater.
+   *
+   * @throws IOException if the file is missing or is not a model; it stays as it is
+   */
+  static ComputationGraph load(Path file) throws IOException {
+    if (!Files.exists(file)) {
+      throw new NoSuchFileException(
+          file.toString(), null, "no model here yet (--model): run TrainCodeModel first");
+    }
+    try {
+      return ModelSerializer.restoreComputationGraph(file.toFile(), true);
+    } catch (IOException | RuntimeException e) {
+      throw new IOException(
+          file + " is not a model that TrainCodeModel saved: " + e.getMessage(), e);
+    }
+  }
+
+  static void save(ComputationGraph network, Path file) throws IOException {
+    WholeFile.write(file, stream -> ModelSerializer.writeModel(network, stream, true));
+  }
+
+  private static int roundUp(int value, int multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+  }
+}

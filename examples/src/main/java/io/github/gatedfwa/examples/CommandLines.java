@@ -1,0 +1,28 @@
+package io.github.gatedfwa.examples;
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.util.concurrent.Callable;
+import picocli.CommandLine;
+
+/** How the example programs start: UTF-8 output, and user errors as one line. */
+final class CommandLines {
+  private CommandLines() {}
+
+  static CommandLine of(Callable<Integer> program) {
+    return new CommandLine(program)
+        .setOut(new PrintWriter(System.out, true, UTF_8))
+        .setErr(new PrintWriter(System.err, true, UTF_8))
+        .setExecutionExceptionHandler(
+            (exception, commandLine, parsed) -> {
+              if (exception instanceof IllegalArgumentException
+                  || exception instanceof IOException) {
+                commandLine.getErr().println(exception.getMessage());
+                return commandLine.getCommandSpec().exitCodeOnExecutionException();
+              }
+              throw exception;
+            });
+  }
+}

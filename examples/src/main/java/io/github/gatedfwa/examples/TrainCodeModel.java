@@ -1,0 +1,288 @@
+package io.github.gatedfwa.examples;
+
+import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
+import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.concurrent.Callable;
+import me.tongfei.progressbar.DelegatingProgressBarConsumer;
+import me.tongfei.progressbar.ProgressBar;
+import me.tongfei.progressbar.ProgressBarBuilder;
+import me.tongfei.progressbar.ProgressBarStyle;
+import org.deeplearning4j.datasets.datavec.RecordReaderMultiDataSetIterator;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.nd4j.linalg.dataset.api.MultiDataSet;
+import org.nd4j.linalg.dataset.api.iterator.MultiDataSetIterator;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Help.Ansi;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+
+/**
+ * Trains a byte-level language model on Java source, measures it on files that it never saw, and
+ * lets it write.
+ *
+ * <p>Ctrl-C saves the model at the end of the current step. A run that finds the file goes on from
+ * there: weights, updater, step, learning rate and order of the data.
+ */
+@Command(
+    name = "TrainCodeModel",
+    mixinStandardHelpOptions = true,
+    showDefaultValues = true,
+    description = "Trains a byte-level language model on Java source, or goes on training one.")
+public final class TrainCodeModel implements Callable<Integer> {
+  private static final double LN2 = Math.log(2);
+
+  /** Files are longer than training windows; the model takes any length. */
+  private static final int EVALUATION_WINDOW = 4096;
+
+  private static final int EVALUATION_BATCH = 4;
+  private static final int INTERRUPTED = 130;
+
+  @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
+  Path sources = Path.of("examples", "target", "sources");
+
+  @Option(
+      names = "--model",
+      paramLabel = "FILE",
+      description =
+          "the model; one that exists goes on training and keeps its own shape. The loss goes to"
+              + " FILE.csv and FILE.png")
+  Path model = Path.of("build", "code-model.zip");
+
+  @Option(names = "--steps", description = "training steps in all, those already done included")
+  int steps = 600;
+
+  @Option(names = "--batch", description = "windows of text in a step")
+  int batch = 16;
+
+  @Option(names = "--context", description = "bytes in a window of text")
+  int context = 256;
+
+  @Option(names = "--width", description = "features of a byte inside the model")
+  int width = 128;
+
+  @Option(names = "--blocks", description = "decoder blocks")
+  int blocks = 4;
+
+  @Option(names = "--heads", description = "attention heads")
+  int heads = 4;
+
+  @Option(names = "--attention-window", description = "bytes that a query sees in each block")
+  int attentionWindow = 128;
+
+  @Option(names = "--learning-rate", description = "the highest, after warm-up")
+  double learningRate = 3e-3;
+
+  @Option(names = "--warmup", description = "steps of warm-up")
+  int warmup = 40;
+
+  @Option(names = "--seed", description = "of weights, data order and sampling")
+  long seed = 1;
+
+  @Option(names = "--save-every", description = "steps between two saves")
+  int saveEvery = 200;
+
+  @Option(names = "--sample", description = "bytes to generate at the end")
+  int sample = 300;
+
+  @Spec CommandSpec spec;
+
+  /**
+   * Runs the program and ends the process with its exit code.
+   *
+   * @param arguments see {@code --help}
+   */
+  public static void main(String[] arguments) {
+    System.exit(CommandLines.of(new TrainCodeModel()).execute(arguments));
+  }
+
+  @Override
+  public Integer call() throws IOException {
+    requirePositive("--steps", steps);
+    requirePositive("--batch", batch);
+    requirePositive("--context", context);
+    requirePositive("--save-every", saveEvery);
+    PrintWriter out = spec.commandLine().getOut();
+    SourceFiles files = SourceFiles.under(sources);
+    out.printf(
+        Locale.ROOT,
+        "%s: %d files (%.1f MB) to train on, %d files (%.0f kB) held out%n",
+        sources,
+        files.training().size(),
+        SourceFiles.bytes(files.training()) / 1e6,
+        files.heldOut().size(),
+        SourceFiles.bytes(files.heldOut()) / 1e3);
+
+    WarmupCosineSchedule schedule =
+        new WarmupCosineSchedule(learningRate, learningRate / 10, Math.min(warmup, steps), steps);
+    ComputationGraph network;
+    LossCurve curve;
+    if (Files.exists(model)) {
+      network = CodeModel.load(model);
+      network.setLearningRate(schedule);
+      curve = LossCurve.load(beside(".csv"), step(network));
+    } else {
+      network = CodeModel.create(width, blocks, heads, attentionWindow, context, seed, schedule);
+      curve = new LossCurve();
+    }
+    out.printf(
+        Locale.ROOT,
+        "%s: %,d parameters, %s%n",
+        model,
+        network.numParams(),
+        step(network) == 0 ? "new" : "goes on after step " + step(network));
+
+    if (step(network) < steps && !train(network, curve, files)) {
+      out.printf(
+          Locale.ROOT,
+          "%nInterrupted after step %d of %d; saved as %s. The same command goes on from there.%n",
+          step(network),
+          steps,
+          model);
+      return INTERRUPTED;
+    }
+    measure(network, curve, files, out);
+    out.printf("%n%d bytes from the model:%n%n", sample);
+    Generate.stream(network, new byte[0], sample, 0.7, 0, seed, out);
+    out.printf("%n%nSaved: %s, %s, %s%n", model, beside(".csv"), beside(".png"));
+    return 0;
+  }
+
+  private static void requirePositive(String option, int value) {
+    if (value < 1) {
+      throw new IllegalArgumentException(option + " must be at least 1, got " + value);
+    }
+  }
+
+  private static int step(ComputationGraph network) {
+    return network.getIterationCount();
+  }
+
+  private Path beside(String extension) {
+    return model.resolveSibling(model.getFileName() + extension);
+  }
+
+  /** Trains up to {@link #steps}, saves, and answers whether it came to its end. */
+  private boolean train(ComputationGraph network, LossCurve curve, SourceFiles files)
+      throws IOException {
+    try (Interruption interruption = Interruption.listen();
+        ProgressBar bar = progressBar(step(network))) {
+      MultiDataSetIterator data = trainingData(files.training(), step(network));
+      long started = System.nanoTime();
+      long bytes = 0;
+      while (step(network) < steps && !interruption.requested()) {
+        if (!data.hasNext()) {
+          data.reset();
+        }
+        MultiDataSet windows = data.next();
+        network.fit(windows);
+        double loss = network.score() / context / LN2;
+        if (!Double.isFinite(loss)) {
+          throw new IllegalArgumentException(
+              "the loss became "
+                  + loss
+                  + " at step "
+                  + step(network)
+                  + "; try a lower --learning-rate than "
+                  + learningRate);
+        }
+        curve.add(loss);
+        bytes += windows.getLabels(0).length();
+        bar.setExtraMessage(
+            String.format(
+                Locale.ROOT,
+                "%.2f bits/byte, %,.0f bytes/s",
+                curve.smoothed(),
+                bytes * 1e9 / (System.nanoTime() - started)));
+        bar.stepTo(step(network));
+        if (step(network) % saveEvery == 0) {
+          save(network, curve);
+        }
+      }
+      save(network, curve);
+    }
+    return step(network) >= steps;
+  }
+
+  /** The curve first: whoever finds a model finds the losses of all its steps. */
+  private void save(ComputationGraph network, LossCurve curve) throws IOException {
+    curve.save(beside(".csv"));
+    CodeModel.save(network, model);
+  }
+
+  private ProgressBar progressBar(int from) {
+    ProgressBarBuilder bar =
+        new ProgressBarBuilder()
+            .setTaskName("Training")
+            .setInitialMax(steps)
+            .startsFrom(from, Duration.ZERO)
+            .setStyle(ProgressBarStyle.ASCII);
+    if (!Ansi.AUTO.enabled()) {
+      // No terminal that could redraw a line: one line now and then.
+      bar.setConsumer(new DelegatingProgressBarConsumer(System.err::println, 120))
+          .setUpdateIntervalMillis(15_000);
+    }
+    return bar.build();
+  }
+
+  /** Random windows, from where a run of this many steps would have come to. */
+  private MultiDataSetIterator trainingData(List<Path> files, int stepsDone) throws IOException {
+    TextWindowSequenceRecordReader reader = TextWindowSequenceRecordReader.random(context, seed);
+    reader.initialize(SourceFiles.split(files));
+    long batchesPerEpoch = (reader.windowsPerEpoch() + batch - 1) / batch;
+    reader.skip(
+        stepsDone / batchesPerEpoch * reader.windowsPerEpoch()
+            + stepsDone % batchesPerEpoch * batch);
+    return iterator(reader, batch);
+  }
+
+  private static MultiDataSetIterator iterator(TextWindowSequenceRecordReader reader, int batch) {
+    MultiDataSetIterator windows =
+        new RecordReaderMultiDataSetIterator.Builder(batch)
+            .addSequenceReader("text", reader)
+            .addInput("text", 0, 0)
+            .addOutput("text", 1, 1)
+            .build();
+    // DataVec gives NCW.
+    windows.setPreProcessor(set -> set.setLabels(0, set.getLabels(0).permute(0, 2, 1)));
+    return windows;
+  }
+
+  /** Bits per byte of the model on files. */
+  static double bitsPerByte(ComputationGraph network, List<Path> files) throws IOException {
+    TextWindowSequenceRecordReader reader =
+        TextWindowSequenceRecordReader.sequential(EVALUATION_WINDOW);
+    reader.initialize(SourceFiles.split(files));
+    MultiDataSetIterator windows = iterator(reader, EVALUATION_BATCH);
+    double nats = 0;
+    while (windows.hasNext()) {
+      MultiDataSet batch = windows.next();
+      // A score is the sum over a window's bytes, averaged over the windows of the batch.
+      nats += network.score(batch) * batch.getFeatures(0).size(0);
+    }
+    return nats / LN2 / SourceFiles.bytes(files);
+  }
+
+  private void measure(
+      ComputationGraph network, LossCurve curve, SourceFiles files, PrintWriter out)
+      throws IOException {
+    Baselines baselines = new Baselines(files.training());
+    Map<String, Double> results = new LinkedHashMap<>();
+    results.put("this model", bitsPerByte(network, files.heldOut()));
+    results.put("order-1 model", baselines.order1(files.heldOut()));
+    results.put("order-0 model", baselines.order0(files.heldOut()));
+    results.put("xz -9", Baselines.xz(files.heldOut()));
+    out.printf("%nBits per byte on the held-out files:%n");
+    results.forEach((name, bits) -> out.printf(Locale.ROOT, "  %-14s %6.3f%n", name, bits));
+    curve.draw(beside(".png"), results);
+  }
+}

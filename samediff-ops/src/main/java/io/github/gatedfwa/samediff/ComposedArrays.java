@@ -91,6 +91,9 @@ final class ComposedArrays {
       INDArray grouped = tile.grouped(gradient);
       INDArray dS = tile.ungrouped(Nd4j.matmul(grouped, tile.values(), false, true, false));
       dS.subi(delta).muli(weights);
+      if (x.window == 1) {
+        dS.assign(0); // every weight is 1, whatever the scores
+      }
 
       INDArray groupedDs = tile.grouped(dS);
       tile.ofQueries(dq)

@@ -26,12 +26,15 @@ final class ComposedGraph {
       long window,
       double scale) {
     DataType type = NativeOp.accumulatorType(q.dataType());
-    SDVariable batch = sd.sizeAt(q, 0);
-    SDVariable queries = sd.sizeAt(q, 1);
-    SDVariable heads = sd.sizeAt(q, 2);
-    SDVariable headSize = sd.sizeAt(q, 3);
-    SDVariable keys = sd.sizeAt(k, 1);
-    SDVariable kvHeads = sd.sizeAt(k, 2);
+    SDVariable[] shape = sd.unstack(sd.shape(q), 0, 4);
+    SDVariable batch = shape[0];
+    SDVariable queries = shape[1];
+    SDVariable heads = shape[2];
+    SDVariable headSize = shape[3];
+    SDVariable[] valueShape = sd.unstack(sd.shape(v), 0, 4);
+    SDVariable keys = valueShape[1];
+    SDVariable kvHeads = valueShape[2];
+    SDVariable valueSize = valueShape[3];
     SDVariable rest = sd.constant(-1L);
 
     // The heads of a group below each other: [B, Hkv, G·N, D].
@@ -65,7 +68,7 @@ final class ComposedGraph {
     SDVariable probabilities = weights.div(sd.max(sum, sd.constant(0.5).castTo(type)));
     SDVariable o =
         sd.mmul(probabilities.reshape(sd.stack(0, batch, kvHeads, rest, keys)), headFirst(v, type));
-    SDVariable perHead = o.reshape(sd.stack(0, batch, heads, queries, sd.sizeAt(v, 3)));
+    SDVariable perHead = o.reshape(sd.stack(0, batch, heads, queries, valueSize));
     SDVariable lse = sd.math().log(sum).add(max).reshape(sd.stack(0, batch, heads, queries));
     return new SDVariable[] {perHead.permute(0, 2, 1, 3).castTo(q.dataType()), lse};
   }
@@ -84,21 +87,25 @@ final class ComposedGraph {
 
   /**
    * Σ_{τ=j+1..p} alpha_τ, [B, H, N, M]: a running sum over τ of what comes after j, so that neither
-   * it nor its gradient is a difference of long sums.
+   * it nor its gradient is a difference of long sums. τ comes first in the layout because ND4J's
+   * gradient of cumsum is right for axis 0 only.
    */
   private SDVariable decay(
       SDVariable alpha, SDVariable batch, SDVariable queries, SDVariable heads, SDVariable keys) {
-    SDVariable one = sd.constant(1L);
-    SDVariable index = range(sd.constant(0L), keys);
-    SDVariable after = sd.expandDims(index, 1).gt(sd.expandDims(index, 0));
-    SDVariable finite = sd.min(alpha.castTo(DataType.DOUBLE), sd.constant(ComposedArrays.HIDDEN));
-    SDVariable token = finite.permute(0, 2, 1).reshape(sd.stack(0, batch, heads, keys, one));
-    SDVariable sums = sd.cumsum(token.mul(after.castTo(DataType.DOUBLE)), false, false, 2);
     SDVariable zero = sd.constant(0L);
-    return sd.slice(
-        sums,
-        sd.stack(0, zero, zero, keys.sub(queries), zero),
-        sd.stack(0, batch, heads, queries, keys));
+    SDVariable one = sd.constant(1L);
+    SDVariable index = range(zero, keys);
+    SDVariable after = sd.expandDims(index, 1).gt(sd.expandDims(index, 0)); // [τ > j]
+    SDVariable finite = sd.min(alpha.castTo(DataType.DOUBLE), sd.constant(ComposedArrays.HIDDEN));
+    SDVariable token = finite.permute(1, 0, 2).reshape(sd.stack(0, keys, batch, heads, one));
+    SDVariable counted =
+        token.mul(after.castTo(DataType.DOUBLE).reshape(sd.stack(0, keys, one, one, keys)));
+    SDVariable ofQueries =
+        sd.slice(
+            sd.cumsum(counted, false, false, 0),
+            sd.stack(0, keys.sub(queries), zero, zero, zero),
+            sd.stack(0, queries, batch, heads, keys));
+    return ofQueries.permute(1, 2, 0, 3);
   }
 
   private SDVariable range(SDVariable from, SDVariable to) {

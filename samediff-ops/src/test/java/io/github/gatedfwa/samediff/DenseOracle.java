@@ -1,0 +1,149 @@
+package io.github.gatedfwa.samediff;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+
+/**
+ * GatedFWA's formulas as they stand, one pair of tokens after the other, in float64 or in float32:
+ * the latter is the dense implementation that others are compared with.
+ */
+final class DenseOracle {
+
+  private final boolean single;
+
+  private DenseOracle(boolean single) {
+    this.single = single;
+  }
+
+  /** o, lse, dq, dk, dv and, if there is an alpha, dalpha, in float64. */
+  static List<INDArray> exact(AttentionCase c) {
+    return new DenseOracle(false).attention(c);
+  }
+
+  /** The same with every intermediate result rounded to float32, and o to q's type. */
+  static List<INDArray> inType(AttentionCase c) {
+    List<INDArray> results = new DenseOracle(true).attention(c);
+    DataType type = c.q().dataType();
+    for (int i : new int[] {0, 2, 3, 4}) {
+      results.set(i, results.get(i).castTo(type).castTo(DataType.DOUBLE));
+    }
+    return results;
+  }
+
+  private double round(double x) {
+    return single ? (float) x : x;
+  }
+
+  private static double[] values(INDArray x) {
+    return x.castTo(DataType.DOUBLE).dup('c').data().asDouble();
+  }
+
+  private List<INDArray> attention(AttentionCase c) {
+    int batch = (int) c.q().size(0);
+    int n = (int) c.q().size(1);
+    int heads = (int) c.q().size(2);
+    int d = (int) c.q().size(3);
+    int m = (int) c.k().size(1);
+    int kvHeads = (int) c.k().size(2);
+    int dv = (int) c.v().size(3);
+    int group = heads / kvHeads;
+    double scale = round(c.scale() != 0 ? c.scale() : 1 / Math.sqrt(d));
+    double[] q = values(c.q());
+    double[] k = values(c.k());
+    double[] v = values(c.v());
+    double[] dO = values(c.dO());
+    double[] alpha = c.alpha() == null ? null : values(c.alpha());
+    double[] mask = c.mask() == null ? null : values(c.mask());
+    double[] o = new double[batch * n * heads * dv];
+    double[] lse = new double[batch * heads * n];
+    double[] dq = new double[q.length];
+    double[] dk = new double[k.length];
+    double[] dvs = new double[v.length];
+    double[] dalpha = alpha == null ? null : new double[alpha.length];
+    double[] score = new double[m];
+    double[] dS = new double[m];
+
+    for (int b = 0; b < batch; b++) {
+      for (int h = 0; h < heads; h++) {
+        for (int t = 0; t < n; t++) {
+          int p = m - n + t;
+          int first = (int) Math.max(0, p - c.window() + 1);
+          int row = ((b * n + t) * heads + h);
+          double max = Double.NEGATIVE_INFINITY;
+          double decay = 0;
+          for (int j = p; j >= first; j--) {
+            int key = (b * m + j) * kvHeads + h / group;
+            double product = 0;
+            for (int i = 0; i < d; i++) {
+              product = round(product + round(q[row * d + i] * k[key * d + i]));
+            }
+            boolean real = mask == null || mask[b * m + j] != 0;
+            score[j] = real ? round(round(scale * product) - decay) : Double.NEGATIVE_INFINITY;
+            max = Math.max(max, score[j]);
+            if (alpha != null) {
+              decay = round(decay + alpha[(b * m + j) * heads + h]);
+            }
+          }
+          if (max == Double.NEGATIVE_INFINITY) {
+            lse[(b * heads + h) * n + t] = max;
+            continue;
+          }
+          double sum = 0;
+          for (int j = first; j <= p; j++) {
+            score[j] = round(Math.exp(round(score[j] - max)));
+            sum = round(sum + score[j]);
+          }
+          lse[(b * heads + h) * n + t] = round(max + round(Math.log(sum)));
+          double delta = 0;
+          for (int i = 0; i < dv; i++) {
+            double x = 0;
+            for (int j = first; j <= p; j++) {
+              int key = (b * m + j) * kvHeads + h / group;
+              x = round(x + round(score[j] * v[key * dv + i]));
+            }
+            o[row * dv + i] = round(x / sum);
+            delta = round(delta + round(dO[row * dv + i] * o[row * dv + i]));
+          }
+          for (int j = first; j <= p; j++) {
+            int key = (b * m + j) * kvHeads + h / group;
+            double weight = round(score[j] / sum);
+            double dP = 0;
+            for (int i = 0; i < dv; i++) {
+              dP = round(dP + round(dO[row * dv + i] * v[key * dv + i]));
+              dvs[key * dv + i] = round(dvs[key * dv + i] + round(weight * dO[row * dv + i]));
+            }
+            dS[j] = round(weight * round(dP - delta));
+            double scaled = round(scale * dS[j]);
+            for (int i = 0; i < d; i++) {
+              dq[row * d + i] = round(dq[row * d + i] + round(scaled * k[key * d + i]));
+              dk[key * d + i] = round(dk[key * d + i] + round(scaled * q[row * d + i]));
+            }
+          }
+          double before = 0;
+          for (int tau = first + 1; alpha != null && tau <= p; tau++) {
+            before = round(before + dS[tau - 1]);
+            int gate = (b * m + tau) * heads + h;
+            dalpha[gate] = round(dalpha[gate] - before);
+          }
+        }
+      }
+    }
+    List<INDArray> result = new ArrayList<>();
+    result.add(array(o, batch, n, heads, dv));
+    result.add(array(lse, batch, heads, n));
+    result.add(array(dq, c.q().shape()));
+    result.add(array(dk, c.k().shape()));
+    result.add(array(dvs, c.v().shape()));
+    if (alpha != null) {
+      result.add(array(dalpha, c.alpha().shape()));
+    }
+    return result;
+  }
+
+  private static INDArray array(double[] values, long... shape) {
+    return Nd4j.createFromArray(values).reshape(shape);
+  }
+}

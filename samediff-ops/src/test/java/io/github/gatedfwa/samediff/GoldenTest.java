@@ -1,0 +1,128 @@
+package io.github.gatedfwa.samediff;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.shade.jackson.databind.JsonNode;
+import org.nd4j.shade.jackson.databind.ObjectMapper;
+
+/** Every implementation against the float64 cases in {@code resources/golden}, in every type. */
+class GoldenTest {
+
+  private static final List<String> CASES =
+      List.of(
+          "basic",
+          "chunk_with_cache",
+          "decode_step",
+          "gqa",
+          "masked",
+          "no_gate",
+          "window_covers_all",
+          "window_one");
+
+  static Stream<Arguments> cases() {
+    return CASES.stream()
+        .flatMap(
+            name ->
+                Stream.of(DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16)
+                    .flatMap(
+                        type ->
+                            Stream.of(Implementation.values())
+                                .map(x -> Arguments.of(name, type, x))));
+  }
+
+  @ParameterizedTest
+  @MethodSource("cases")
+  void attention(String name, DataType type, Implementation implementation) throws IOException {
+    Golden golden = new Golden(name);
+    AttentionCase c =
+        new AttentionCase(
+                golden.array("q"),
+                golden.array("k"),
+                golden.array("v"),
+                golden.has("alpha") ? golden.array("alpha") : null,
+                golden.has("mask") ? golden.array("mask") : null,
+                golden.array("dO"),
+                golden.json.get("window").asLong(),
+                golden.json.get("scale").asDouble())
+            .castTo(type);
+    List<INDArray> results = implementation.attention(c);
+    assertThat(results).hasSize(golden.has("alpha") ? 6 : 5);
+    for (int i = 0; i < results.size(); i++) {
+      String array = Implementation.ATTENTION_NAMES.get(i);
+      boolean accumulated = array.equals("lse") || array.equals("dalpha");
+      assertThat(results.get(i).dataType())
+          .isEqualTo(accumulated ? NativeOp.accumulatorType(type) : type);
+      assertThat(Errors.relative(results.get(i), golden.array(array)))
+          .as("relative error of %s", array)
+          .isLessThanOrEqualTo(Errors.bound(type));
+    }
+  }
+
+  @ParameterizedTest
+  @MethodSource("cases")
+  void gate(String name, DataType type, Implementation implementation) throws IOException {
+    Golden golden = new Golden(name);
+    if (!golden.has("h")) {
+      assertThat(name).isEqualTo("no_gate");
+      return;
+    }
+    DataType gateType = NativeOp.accumulatorType(type);
+    List<INDArray> results =
+        implementation.gate(
+            golden.array("h").castTo(gateType),
+            golden.array("beta").castTo(gateType),
+            golden.array("dalpha").castTo(gateType),
+            golden.json.get("eps").asDouble());
+    for (int i = 0; i < results.size(); i++) {
+      String array = Implementation.GATE_NAMES.get(i);
+      assertThat(results.get(i).dataType()).isEqualTo(gateType);
+      assertThat(Errors.relative(results.get(i), golden.array(array)))
+          .as("relative error of %s", array)
+          .isLessThanOrEqualTo(Errors.bound(gateType));
+    }
+  }
+
+  /** A directory of {@code case.json} and float64 arrays in C order. */
+  private static final class Golden {
+
+    final JsonNode json;
+    private final String directory;
+
+    Golden(String name) throws IOException {
+      directory = "/golden/" + name + "/";
+      try (InputStream in = GoldenTest.class.getResourceAsStream(directory + "case.json")) {
+        json = new ObjectMapper().readTree(in);
+      }
+    }
+
+    boolean has(String array) {
+      return json.get("arrays").has(array);
+    }
+
+    INDArray array(String name) throws IOException {
+      long[] shape =
+          Stream.of(new ObjectMapper().treeToValue(json.get("arrays").get(name), Long[].class))
+              .mapToLong(Long::longValue)
+              .toArray();
+      try (InputStream in = GoldenTest.class.getResourceAsStream(directory + name + ".npy")) {
+        ByteBuffer file = ByteBuffer.wrap(in.readAllBytes()).order(ByteOrder.LITTLE_ENDIAN);
+        file.position(10 + file.getShort(8));
+        double[] values = new double[file.remaining() / Double.BYTES];
+        file.asDoubleBuffer().get(values);
+        return Nd4j.createFromArray(values).reshape(shape);
+      }
+    }
+  }
+}

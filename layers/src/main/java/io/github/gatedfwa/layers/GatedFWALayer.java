@@ -4,7 +4,7 @@ import io.github.gatedfwa.layers.params.GatedFWAParamInitializer;
 import io.github.gatedfwa.layers.runtime.GatedFWA;
 import java.util.ArrayList;
 import java.util.Collection;
-import java.util.LinkedHashSet;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Objects;
 import java.util.Set;
@@ -111,7 +111,7 @@ public class GatedFWALayer extends BaseRecurrentLayer {
       return;
     }
     List<LayerConstraint> all = constraints == null ? new ArrayList<>() : constraints;
-    Set<String> keys = new LinkedHashSet<>(initializer().weightKeys(this));
+    Set<String> keys = new HashSet<>(initializer().weightKeys(this));
     keys.remove(GatedFWAParamInitializer.OUTPUT_WEIGHT);
     for (LayerConstraint constraint : builder.getInputWeightConstraints()) {
       LayerConstraint own = constraint.clone();

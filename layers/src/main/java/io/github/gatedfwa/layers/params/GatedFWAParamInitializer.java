@@ -98,9 +98,8 @@ public final class GatedFWAParamInitializer extends LayoutParamInitializer<Gated
   void fill(GatedFWALayer conf, String key, long[] shape, INDArray view) {
     switch (key) {
       case QUERY_WEIGHT, KEY_WEIGHT, VALUE_WEIGHT, OUTPUT_WEIGHT ->
-          conf.getWeightInitFn().init(shape[0], shape[1], shape, 'f', view);
-      case GATE_WEIGHT, KEY_SHIFT_WEIGHT, VALUE_SHIFT_WEIGHT ->
-          SMALL.init(shape[0], shape[1], shape, 'f', view);
+          draw(conf.getWeightInitFn(), shape, view);
+      case GATE_WEIGHT, KEY_SHIFT_WEIGHT, VALUE_SHIFT_WEIGHT -> draw(SMALL, shape, view);
       case AMPLITUDE_WEIGHT -> view.assign(0);
       case GATE_BIAS -> view.assign(conf.getGateBiasInit());
       default -> view.assign(conf.getBiasInit());

@@ -7,6 +7,7 @@ import java.util.Map;
 import org.deeplearning4j.nn.api.ParamInitializer;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.layers.Layer;
+import org.deeplearning4j.nn.weights.IWeightInit;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.indexing.NDArrayIndex;
 
@@ -29,6 +30,11 @@ abstract class LayoutParamInitializer<C extends Layer> implements ParamInitializ
 
   /** Sets the start value of one parameter, given as a flat view. */
   abstract void fill(C conf, String key, long[] shape, INDArray view);
+
+  /** Draws a weight matrix [in, out] into its flat view. */
+  static void draw(IWeightInit init, long[] shape, INDArray view) {
+    init.init((double) shape[0], (double) shape[1], shape, 'f', view);
+  }
 
   @Override
   public final long numParams(NeuralNetConfiguration conf) {

@@ -43,7 +43,7 @@ public final class SwiGLUParamInitializer extends LayoutParamInitializer<SwiGLUL
   @Override
   void fill(SwiGLULayer conf, String key, long[] shape, INDArray view) {
     if (shape.length == 2) {
-      conf.getWeightInitFn().init(shape[0], shape[1], shape, 'f', view);
+      draw(conf.getWeightInitFn(), shape, view);
     } else {
       view.assign(conf.getBiasInit());
     }

@@ -29,6 +29,8 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
 public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
   private static final long serialVersionUID = 1L;
 
+  private static final NDGatedFwa OPS = new NDGatedFwa();
+
   /** Caches of rnnTimeStep and of truncated BPTT; null when nothing has been seen. */
   private transient KeyValueCache stepCache;
 
@@ -107,10 +109,13 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     if (cache == null) {
       return new KeyValueCache(cacheShape(input.size(0)));
     }
-    if (cache.shape().minibatch() != input.size(0)) {
+    if (cache.minibatch() < 0) {
+      cache.setMinibatch(input.size(0));
+    }
+    if (cache.minibatch() != input.size(0)) {
       throw new IllegalStateException(
           "%s: %s with minibatch size %d, but the stored state is of minibatch size %d; call rnnClearPreviousState() between sequences"
-              .formatted(describe(), caller, input.size(0), cache.shape().minibatch()));
+              .formatted(describe(), caller, input.size(0), cache.minibatch()));
     }
     return cache;
   }
@@ -255,7 +260,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
           Tokens.within(
               workspaces.notifyScopeBorrowed(memory),
               () ->
-                  NDGatedFwa.gate(
+                  OPS.gate(
                       Tokens.view(p.h, 0, minibatch, time, heads),
                       Tokens.view(p.beta, 0, minibatch, time, heads),
                       GatedFwaOps.DEFAULT_EPS));
@@ -280,7 +285,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
         Tokens.within(
             workspaces.notifyScopeBorrowed(memory),
             () ->
-                NDGatedFwa.gatedFwa(
+                OPS.gatedFwa(
                     p.queries(c), p.keys, p.values, p.alpha, p.opMask, c.getWindowSize(), 0));
     p.attended = result[0];
     p.lse = result[1];
@@ -431,7 +436,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
 
     // Attention.
     INDArray[] gradients =
-        NDGatedFwa.gatedFwaBp(
+        OPS.gatedFwaBp(
             p.queries(c),
             p.keys,
             p.values,
@@ -489,7 +494,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
       INDArray dAlpha = newRows(gradients[3], p, workspaces);
       Tokens.zeroRows(dAlpha, p.mask, time, 0);
       INDArray[] gate =
-          NDGatedFwa.gateBp(
+          OPS.gateBp(
               Tokens.view(p.h, 0, minibatch, time, heads),
               Tokens.view(p.beta, 0, minibatch, time, heads),
               Tokens.view(dAlpha, 0, minibatch, time, heads),

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.layers.runtime;
 
+import java.util.Arrays;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
 /**
@@ -120,31 +121,49 @@ final class HeadMath {
     return sum;
   }
 
-  /**
-   * Where a token shift finds its operands.
-   *
-   * @param rows token matrix with projections and shift logits
-   * @param column first column of the projections k̃ [heads · size]
-   * @param logits first column of the logits x W_a [heads]
-   * @param previous projections of the token before the first, [minibatch, heads · size]; null for
-   *     0
-   * @param mask a padded token counts as 0 for the one after it; null if all are real
-   */
-  record Shift(
-      INDArray rows,
-      long column,
-      long logits,
-      int heads,
-      int size,
-      long time,
-      double[] previous,
-      Mask mask) {
+  /** The token shift of keys or of values. */
+  static final class Shift {
+    private final INDArray rows;
+    private final long column;
+    private final long logits;
+    private final int heads;
+    private final int size;
+    private final long time;
+    private final double[] previous;
+    private final Mask mask;
+
+    /**
+     * @param rows token matrix with projections and shift logits
+     * @param column first column of the projections k̃ [heads · size]
+     * @param logits first column of the logits x W_a [heads]
+     * @param previous projections of the token before the first, [minibatch, heads · size]; null
+     *     for 0
+     * @param mask a padded token counts as 0 for the one after it; null if all are real
+     */
+    Shift(
+        INDArray rows,
+        long column,
+        long logits,
+        int heads,
+        int size,
+        long time,
+        double[] previous,
+        Mask mask) {
+      this.rows = rows;
+      this.column = column;
+      this.logits = logits;
+      this.heads = heads;
+      this.size = size;
+      this.time = time;
+      this.previous = previous;
+      this.mask = mask;
+    }
 
     /** Loads k̃ of the token before t. */
     private void loadPrevious(Elements x, int t, int head, double[] to) {
       if (t % time > 0) {
         if (mask == null || mask.isReal(t - 1)) {
-          x.load((t - 1) * rows.columns() + column + (long) head * size, to, size);
+          x.load((t - 1L) * rows.columns() + column + (long) head * size, to, size);
           return;
         }
       } else if (previous != null) {
@@ -152,7 +171,7 @@ final class HeadMath {
         System.arraycopy(previous, at, to, 0, size);
         return;
       }
-      java.util.Arrays.fill(to, 0);
+      Arrays.fill(to, 0);
     }
 
     /** Writes k_t = a_t k̃_{t-1} + (1 - a_t) k̃_t to {@code out} [tokens, heads · size]. */
@@ -238,7 +257,7 @@ final class HeadMath {
       for (int b = 0; b < minibatch; b++) {
         int t = (int) ((b + 1) * time - 1);
         if (mask == null || mask.isReal(t)) {
-          x.load(t * rows.columns() + column, row, width);
+          x.load((long) t * rows.columns() + column, row, width);
           System.arraycopy(row, 0, last, b * width, width);
         }
       }

@@ -30,6 +30,7 @@ final class KeyValueCache {
   /**
    * Sizes that a cache needs to know.
    *
+   * @param minibatch number of examples; -1 if a state without arrays left it open
    * @param heads query heads with a gate; 0 without one
    * @param keep number of tokens to keep: window - 1
    */
@@ -37,9 +38,13 @@ final class KeyValueCache {
     int width() {
       return kvHeads * headSize;
     }
+
+    Shape with(long newMinibatch) {
+      return new Shape(type, newMinibatch, heads, kvHeads, headSize, keep);
+    }
   }
 
-  private final Shape shape;
+  private Shape shape;
   private int start;
   private int end;
   private int capacity;
@@ -55,8 +60,14 @@ final class KeyValueCache {
     this.shape = shape;
   }
 
-  Shape shape() {
-    return shape;
+  /** Number of examples; -1 if it is open. */
+  long minibatch() {
+    return shape.minibatch();
+  }
+
+  /** Settles an open number of examples. */
+  void setMinibatch(long minibatch) {
+    shape = shape.with(minibatch);
   }
 
   /** Number of tokens seen so far: the position of the next one. */
@@ -164,7 +175,7 @@ final class KeyValueCache {
   private INDArray moved(INDArray live, int width) {
     INDArray buffer = create(capacity, width);
     if (live != null) {
-      slice(buffer, 0, length(), live.shape()).assign(live);
+      slice(buffer, 0, live.shape()).assign(live);
     }
     return buffer;
   }
@@ -186,40 +197,33 @@ final class KeyValueCache {
   INDArray keys() {
     return keys == null || start == end
         ? null
-        : slice(
-            keys, start, length(), shape.minibatch(), length(), shape.kvHeads(), shape.headSize());
+        : slice(keys, start, shape.minibatch(), length(), shape.kvHeads(), shape.headSize());
   }
 
   /** Kept values, as {@link #keys}. */
   INDArray values() {
     return values == null || start == end
         ? null
-        : slice(
-            values,
-            start,
-            length(),
-            shape.minibatch(),
-            length(),
-            shape.kvHeads(),
-            shape.headSize());
+        : slice(values, start, shape.minibatch(), length(), shape.kvHeads(), shape.headSize());
   }
 
   /** Kept decays, [minibatch, length, heads], a view; null if none are kept or there is no gate. */
   INDArray alpha() {
     return alpha == null || start == end
         ? null
-        : slice(alpha, start, length(), shape.minibatch(), length(), shape.heads());
+        : slice(alpha, start, shape.minibatch(), length(), shape.heads());
   }
 
   /** Mask of the kept tokens, [minibatch, length], a view; null if all are real. */
   INDArray mask() {
-    return mask == null || start == end
-        ? null
-        : slice(mask, start, length(), shape.minibatch(), length());
+    return mask == null || start == end ? null : slice(mask, start, shape.minibatch(), length());
   }
 
-  /** Rows [from, from + n) of a buffer [minibatch, capacity, ...] in the given shape. */
-  private static INDArray slice(INDArray buffer, long from, long n, long... shape) {
+  /**
+   * Rows of a buffer [minibatch, capacity, ...] from one on, in the given shape [minibatch, rows,
+   * ...].
+   */
+  private static INDArray slice(INDArray buffer, long from, long... shape) {
     long width = buffer.rank() == 3 ? buffer.size(2) : 1;
     long[] strides = new long[shape.length];
     long stride = 1;
@@ -306,16 +310,8 @@ final class KeyValueCache {
             .filter(array -> array.rank() > 1)
             .mapToLong(array -> array.size(0))
             .findFirst()
-            .orElse(shape.minibatch());
-    KeyValueCache cache =
-        new KeyValueCache(
-            new Shape(
-                shape.type(),
-                minibatch,
-                shape.heads(),
-                shape.kvHeads(),
-                shape.headSize(),
-                shape.keep()));
+            .orElse(-1);
+    KeyValueCache cache = new KeyValueCache(shape.with(minibatch));
     cache.position = position.getLong(0);
     long length = state.containsKey(KEYS) ? state.get(KEYS).size(1) : 0;
     long[] keyShape = {minibatch, length, shape.kvHeads(), shape.headSize()};
@@ -343,7 +339,7 @@ final class KeyValueCache {
       String layer, Map<String, INDArray> state, String name, int width, long... expected) {
     checkShape(layer, state.get(name), name, expected);
     INDArray buffer = create(capacity, width);
-    slice(buffer, 0, capacity, expected).assign(state.get(name));
+    slice(buffer, 0, expected).assign(state.get(name));
     return buffer;
   }
 

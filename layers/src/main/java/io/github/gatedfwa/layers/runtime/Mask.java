@@ -7,12 +7,14 @@ import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
-/**
- * Which tokens are real: a feature mask in the order of a token matrix.
- *
- * @param real one flag per token
- */
-record Mask(boolean[] real) {
+/** Which tokens are real: a feature mask in the order of a token matrix. */
+final class Mask {
+  private final boolean[] real;
+
+  private Mask(boolean[] real) {
+    this.real = real;
+  }
+
   /**
    * Reads a feature mask.
    *

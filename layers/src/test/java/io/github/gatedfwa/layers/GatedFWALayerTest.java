@@ -1,0 +1,172 @@
+package io.github.gatedfwa.layers;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.NDArrayIndex;
+
+/**
+ * The forward pass against {@link DenseReference}: options, formats, memory layouts, masks, types.
+ */
+class GatedFWALayerTest {
+  private static final int N_IN = 5;
+
+  private static MultiLayerNetwork net(
+      DataType type, GatedFWALayer.Builder layer, RNNFormat format) {
+    return Nets.shaken(Nets.net(type, N_IN, format, layer.build()));
+  }
+
+  private static void assertMatchesReference(
+      MultiLayerNetwork net, INDArray output, INDArray ncwInput, INDArray mask, double tolerance) {
+    GatedFWALayer conf = (GatedFWALayer) net.getLayer(0).conf().getLayer();
+    double[][][] expected =
+        DenseReference.output(conf, net.getLayer(0).paramTable(), ncwInput, mask);
+    INDArray ncw = conf.getRnnDataFormat() == RNNFormat.NWC ? output.permute(0, 2, 1) : output;
+    assertThat(ncw.shape())
+        .containsExactly(expected.length, expected[0].length, expected[0][0].length);
+    for (int b = 0; b < expected.length; b++) {
+      for (int o = 0; o < expected[b].length; o++) {
+        for (int t = 0; t < expected[b][o].length; t++) {
+          assertThat(ncw.getDouble(b, o, t))
+              .as("example %d, unit %d, step %d", b, o, t)
+              .isCloseTo(expected[b][o][t], within(tolerance));
+        }
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void matchesTheReference(Options options) {
+    MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), options.format());
+    INDArray x = Nets.random(DataType.DOUBLE, 1, 3, N_IN, 9);
+    assertMatchesReference(net, net.output(Nets.toFormat(x, options.format())), x, null, 1e-12);
+  }
+
+  @ParameterizedTest
+  @CsvSource({"1,1", "1,2", "2,1", "4,70", "3,129", "4,300"})
+  void acceptsAnyMinibatchAndLength(int minibatch, int time) {
+    MultiLayerNetwork net = net(DataType.DOUBLE, Options.EVERYTHING.builder(), RNNFormat.NCW);
+    INDArray first = Nets.random(DataType.DOUBLE, 2, 2, N_IN, 5);
+    net.output(first);
+    INDArray x = Nets.random(DataType.DOUBLE, 3, minibatch, N_IN, time);
+    assertMatchesReference(net, net.output(x), x, null, 1e-11);
+    assertMatchesReference(net, net.output(first), first, null, 1e-12);
+  }
+
+  @ParameterizedTest
+  @EnumSource(RNNFormat.class)
+  void acceptsAnyMemoryLayout(RNNFormat format) {
+    MultiLayerNetwork net = net(DataType.DOUBLE, Options.EVERYTHING.builder(), format);
+    INDArray x = Nets.random(DataType.DOUBLE, 4, 3, N_IN, 6);
+    INDArray data = Nets.toFormat(x, format);
+    INDArray larger = Nets.random(DataType.DOUBLE, 5, 4, data.size(1) + 3, data.size(2) + 2);
+    INDArray view =
+        larger.get(
+            NDArrayIndex.interval(1, 4),
+            NDArrayIndex.interval(2, 2 + data.size(1)),
+            NDArrayIndex.interval(1, 1 + data.size(2)));
+    view.assign(data);
+    for (INDArray layout :
+        new INDArray[] {data.dup('c'), data.dup('f'), view, x.permute(0, 2, 1).dup('f')}) {
+      INDArray input =
+          layout.equalShapes(data) ? layout : layout.permute(0, 2, 1); // the last one for NCW
+      assertMatchesReference(net, net.output(input), x, null, 1e-12);
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void masksHidePaddingWhereverItStands(Options options) {
+    MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), options.format());
+    INDArray x = Nets.random(DataType.DOUBLE, 6, 4, N_IN, 8);
+    INDArray mask =
+        Nd4j.createFromArray(
+            new double[][] {
+              {1, 1, 1, 1, 1, 1, 1, 1}, // none
+              {1, 1, 1, 1, 1, 0, 0, 0}, // right
+              {0, 0, 0, 1, 1, 1, 1, 1}, // left
+              {1, 1, 0, 1, 0, 0, 0, 1} // holes, the last one as long as the window
+            });
+    INDArray data = Nets.toFormat(x, options.format());
+    INDArray masked = net.output(data, false, mask, null);
+    assertMatchesReference(net, masked, x, mask, 1e-12);
+
+    INDArray garbage = x.add(mask.rsub(1).reshape(4, 1, 8).mul(100).broadcast(4, N_IN, 8));
+    INDArray same = net.output(Nets.toFormat(garbage, options.format()), false, mask, null);
+    assertThat(Nets.distance(same, masked)).isZero();
+  }
+
+  @Test
+  void paddingOnEitherSideGivesTheResultOfTheSequenceAlone() {
+    MultiLayerNetwork net = net(DataType.DOUBLE, Options.EVERYTHING.builder(), RNNFormat.NCW);
+    INDArray x = Nets.random(DataType.DOUBLE, 7, 1, N_IN, 5);
+    INDArray alone = net.output(x);
+    for (int left : new int[] {0, 2, 4}) {
+      INDArray padded = Nets.random(DataType.DOUBLE, 8, 1, N_IN, 9);
+      INDArray mask = Nd4j.zeros(DataType.DOUBLE, 1, 9);
+      Nets.steps(padded, RNNFormat.NCW, left, left + 5).assign(x);
+      mask.get(NDArrayIndex.all(), NDArrayIndex.interval(left, left + 5)).assign(1);
+      INDArray output = net.output(padded, false, mask, null);
+      assertThat(Nets.distance(Nets.steps(output, RNNFormat.NCW, left, left + 5), alone))
+          .isLessThan(1e-12);
+    }
+  }
+
+  @Test
+  void isCausalAndSeesTheWindowOnly() {
+    MultiLayerNetwork net = net(DataType.DOUBLE, Options.GATED.builder(), RNNFormat.NCW);
+    INDArray x = Nets.random(DataType.DOUBLE, 9, 1, N_IN, 8);
+    INDArray changed = x.dup();
+    changed.putScalar(new int[] {0, 0, 3}, 5);
+    INDArray difference = net.output(x).sub(net.output(changed));
+    for (int t = 0; t < 8; t++) {
+      double change = Nets.steps(difference, RNNFormat.NCW, t, t + 1).amaxNumber().doubleValue();
+      if (t >= 3 && t < 6) {
+        assertThat(change).isPositive();
+      } else {
+        assertThat(change).isZero();
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @CsvSource({"FLOAT,2e-6", "HALF,3e-3"})
+  void computesInTheNetworksType(DataType type, double tolerance) {
+    MultiLayerNetwork net = net(type, Options.EVERYTHING.builder(), RNNFormat.NCW);
+    INDArray x = Nets.random(type, 10, 2, N_IN, 20);
+    INDArray output = net.output(x);
+    assertThat(output.dataType()).isEqualTo(type);
+    assertMatchesReference(net, output, x, null, tolerance * 5);
+  }
+
+  @Test
+  void startsWithAnOpenGate() {
+    MultiLayerNetwork net =
+        Nets.net(
+            DataType.FLOAT, 64, RNNFormat.NCW, GatedFWALayer.builder().nOut(64).nHeads(4).build());
+    INDArray gate = net.getParam("0_Wg");
+    assertThat(gate.stdNumber().doubleValue()).isCloseTo(0.02, within(0.004));
+    assertThat(net.getParam("0_Wbeta").amaxNumber().doubleValue()).isZero();
+    assertThat(net.getParam("0_bg").toDoubleVector()).containsOnly(2);
+  }
+
+  @Test
+  void keepsTheFormatOfItsInput() {
+    for (RNNFormat format : RNNFormat.values()) {
+      MultiLayerNetwork net = net(DataType.FLOAT, Options.GATED.builder(), format);
+      GatedFWALayer conf = (GatedFWALayer) net.getLayer(0).conf().getLayer();
+      assertThat(conf.getRnnDataFormat()).isEqualTo(format);
+      assertThat(conf.getNIn()).isEqualTo(N_IN);
+    }
+  }
+}

@@ -1,0 +1,243 @@
+package io.github.gatedfwa.layers;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.util.Map;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+
+/** rnnTimeStep against one full pass. */
+class StreamingTest {
+  private static final int N_IN = 5;
+
+  private static MultiLayerNetwork net(Options options, DataType type) {
+    return Nets.shaken(
+        Nets.net(
+            type,
+            N_IN,
+            options.format(),
+            RMSNormLayer.builder().build(),
+            options.builder().build(),
+            SwiGLULayer.builder().nOut(4).hiddenSize(6).build(),
+            options.builder().build(),
+            Nets.output(3)));
+  }
+
+  /** Feeds chunks of the given sizes, over and over, and compares each with the full pass. */
+  private static void assertChunksMatch(
+      MultiLayerNetwork net, INDArray x, RNNFormat format, double tolerance, int... sizes) {
+    INDArray full = net.output(x);
+    net.rnnClearPreviousState();
+    long time = x.size(format == RNNFormat.NCW ? 2 : 1);
+    long at = 0;
+    for (int i = 0; at < time; i++) {
+      long to = Math.min(time, at + sizes[i % sizes.length]);
+      INDArray part = net.rnnTimeStep(Nets.steps(x, format, at, to));
+      assertThat(Nets.distance(part, Nets.steps(full, format, at, to)))
+          .as("steps %d to %d", at, to)
+          .isLessThan(tolerance);
+      at = to;
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void stepsAndChunksEqualTheFullPass(Options options) {
+    MultiLayerNetwork net = net(options, DataType.DOUBLE);
+    RNNFormat format = options.format();
+    INDArray x = Nets.toFormat(Nets.random(DataType.DOUBLE, 21, 2, N_IN, 40), format);
+    assertChunksMatch(net, x, format, 1e-12, 1);
+    assertChunksMatch(net, x, format, 1e-12, 4, 1, 1, 7, 2, 12);
+    assertChunksMatch(net, x, format, 1e-12, 40);
+  }
+
+  @Test
+  void manyStepsEqualTheFullPassInFloat() {
+    MultiLayerNetwork net = net(Options.EVERYTHING, DataType.FLOAT);
+    INDArray x = Nets.random(DataType.FLOAT, 22, 1, N_IN, 1000);
+    assertChunksMatch(net, x, RNNFormat.NCW, 1e-5, 1);
+  }
+
+  @Test
+  void positionsAreRightAfterAMillionSteps() {
+    MultiLayerNetwork net =
+        Nets.shaken(
+            Nets.net(DataType.FLOAT, N_IN, RNNFormat.NCW, Options.EVERYTHING.builder().build()));
+    INDArray x = Nets.random(DataType.FLOAT, 23, 2, N_IN, 30);
+    INDArray expected = net.output(x);
+    // The rotary embedding is relative: the same tokens give the same result anywhere.
+    for (long start : new long[] {1_000_000L, 1L << 40}) {
+      net.rnnSetPreviousState(0, Map.of("position", Nd4j.scalar(start)));
+      double error = 0;
+      for (int t = 0; t < 30; t++) {
+        INDArray step = net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, t, t + 1));
+        error = Math.max(error, Nets.distance(step, Nets.steps(expected, RNNFormat.NCW, t, t + 1)));
+      }
+      // At 2^40 an angle itself has 13 bits less.
+      assertThat(error).isLessThan(start == 1_000_000L ? 2e-6 : 1e-3);
+      assertThat(net.rnnGetPreviousState(0).get("position").getLong(0)).isEqualTo(start + 30);
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "WINDOW_ONE", "EVERYTHING"})
+  void stateCanBeTakenAndPutBack(Options options) {
+    MultiLayerNetwork net = net(options, DataType.DOUBLE);
+    INDArray x = Nets.random(DataType.DOUBLE, 24, 2, N_IN, 12);
+    net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, 0, 6));
+    Map<String, INDArray> lower = net.rnnGetPreviousState(1);
+    Map<String, INDArray> upper = net.rnnGetPreviousState(3);
+    INDArray rest = Nets.steps(x, RNNFormat.NCW, 6, 12);
+    INDArray expected = net.rnnTimeStep(rest);
+    for (int i = 0; i < 2; i++) {
+      net.rnnClearPreviousState();
+      net.rnnSetPreviousState(1, lower);
+      net.rnnSetPreviousState(3, upper);
+      for (int t = 0; t < 6; t++) {
+        INDArray step = net.rnnTimeStep(Nets.steps(rest, RNNFormat.NCW, t, t + 1));
+        assertThat(Nets.distance(step, Nets.steps(expected, RNNFormat.NCW, t, t + 1)))
+            .isLessThan(1e-12);
+      }
+    }
+  }
+
+  @Test
+  void stateIsBoundedByTheWindow() {
+    MultiLayerNetwork net = net(Options.EVERYTHING, DataType.FLOAT);
+    net.rnnTimeStep(Nets.random(DataType.FLOAT, 25, 3, N_IN, 500));
+    net.rnnTimeStep(Nets.random(DataType.FLOAT, 26, 3, N_IN, 1));
+    Map<String, INDArray> state = net.rnnGetPreviousState(1);
+    assertThat(state.get("keys").shape()).containsExactly(3, 2, 2, 4);
+    assertThat(state.get("values").shape()).containsExactly(3, 2, 2, 4);
+    assertThat(state.get("alpha").shape()).containsExactly(3, 2, 4);
+    assertThat(state.get("lastKey").shape()).containsExactly(3, 2, 4);
+    assertThat(state.get("position").getLong(0)).isEqualTo(501);
+  }
+
+  @Test
+  void clearStartsAnew() {
+    MultiLayerNetwork net = net(Options.EVERYTHING, DataType.DOUBLE);
+    INDArray x = Nets.random(DataType.DOUBLE, 27, 2, N_IN, 4);
+    INDArray first = net.rnnTimeStep(x);
+    assertThat(Nets.distance(net.rnnTimeStep(x), first)).isGreaterThan(1e-6);
+    net.rnnClearPreviousState();
+    assertThat(net.rnnGetPreviousState(1)).isEmpty();
+    assertThat(Nets.distance(net.rnnTimeStep(x), first)).isZero();
+  }
+
+  @Test
+  void masksWorkInChunks() {
+    MultiLayerNetwork net =
+        Nets.shaken(
+            Nets.net(DataType.DOUBLE, N_IN, RNNFormat.NCW, Options.EVERYTHING.builder().build()));
+    INDArray x = Nets.random(DataType.DOUBLE, 28, 2, N_IN, 7);
+    INDArray mask =
+        Nd4j.createFromArray(new double[][] {{0, 1, 1, 1, 1, 0, 1}, {1, 1, 1, 0, 1, 1, 1}});
+    INDArray expected = net.output(x, false, mask, null);
+    int[] borders = {0, 2, 4, 5, 6, 7};
+    for (int i = 0; i + 1 < borders.length; i++) {
+      net.setLayerMaskArrays(
+          mask.get(
+              org.nd4j.linalg.indexing.NDArrayIndex.all(),
+              org.nd4j.linalg.indexing.NDArrayIndex.interval(borders[i], borders[i + 1])),
+          null);
+      INDArray part = net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, borders[i], borders[i + 1]));
+      assertThat(
+              Nets.distance(part, Nets.steps(expected, RNNFormat.NCW, borders[i], borders[i + 1])))
+          .as("chunk %d", i)
+          .isLessThan(1e-12);
+    }
+  }
+
+  @Test
+  void twoDimensionalInputIsOneStep() {
+    MultiLayerNetwork net =
+        Nets.shaken(
+            Nets.net(
+                DataType.DOUBLE,
+                N_IN,
+                RNNFormat.NCW,
+                Options.GATED.builder().build(),
+                Nets.output(3)));
+    INDArray x = Nets.random(DataType.DOUBLE, 29, 2, N_IN, 3);
+    INDArray full = net.output(x);
+    for (int t = 0; t < 3; t++) {
+      INDArray step =
+          net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, t, t + 1).dup('c').reshape(2, N_IN));
+      assertThat(step.shape()).containsExactly(2, 3);
+      assertThat(
+              Nets.distance(step, Nets.steps(full, RNNFormat.NCW, t, t + 1).dup('c').reshape(2, 3)))
+          .isLessThan(1e-12);
+    }
+  }
+
+  @Test
+  void anotherMinibatchSizeIsAnError() {
+    MultiLayerNetwork net = net(Options.GATED, DataType.FLOAT);
+    net.rnnTimeStep(Nets.random(DataType.FLOAT, 30, 2, N_IN, 1));
+    assertThatThrownBy(() -> net.rnnTimeStep(Nets.random(DataType.FLOAT, 31, 3, N_IN, 1)))
+        .isInstanceOf(IllegalStateException.class)
+        .hasMessageContaining("GatedFWALayer \"layer1\"")
+        .hasMessageContaining("minibatch size 3")
+        .hasMessageContaining("of minibatch size 2")
+        .hasMessageContaining("rnnClearPreviousState");
+  }
+
+  @Test
+  void aForeignStateIsAnError() {
+    MultiLayerNetwork net = net(Options.GATED, DataType.FLOAT);
+    assertThatThrownBy(
+            () -> net.rnnSetPreviousState(1, Map.of("prevAct", Nd4j.zeros(DataType.FLOAT, 1, 4))))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("\"position\" is missing");
+    assertThatThrownBy(
+            () ->
+                net.rnnSetPreviousState(
+                    1,
+                    Map.of(
+                        "position",
+                        Nd4j.scalar(3L),
+                        "keys",
+                        Nd4j.zeros(DataType.FLOAT, 1, 2, 7, 2))))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("\"keys\" is [1, 2, 7, 2]")
+        .hasMessageContaining("[1, 2, 2, 2]");
+  }
+
+  @ParameterizedTest
+  @EnumSource(RNNFormat.class)
+  void decoderBlocksStreamInAGraph(RNNFormat format) {
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(8)
+            .attention(Options.EVERYTHING.builder().nOut(8).headSize(4).build())
+            .build();
+    var graph = Nets.config(DataType.DOUBLE).graphBuilder().addInputs("in");
+    String last = block.addTo(graph, "second", block.addTo(graph, "first", "in"));
+    graph
+        .addLayer("norm", RMSNormLayer.builder().build(), last)
+        .addLayer("out", Nets.output(3), "norm")
+        .setOutputs("out");
+    ComputationGraph net =
+        new ComputationGraph(graph.setInputTypes(InputType.recurrent(8, format)).build());
+    net.init();
+    Nets.shaken(net);
+    INDArray x = Nets.toFormat(Nets.random(DataType.DOUBLE, 32, 2, 8, 20), format);
+    INDArray full = net.outputSingle(x);
+    int at = 0;
+    for (int size : new int[] {1, 1, 5, 3, 1, 9}) {
+      INDArray part = net.rnnTimeStep(Nets.steps(x, format, at, at + size))[0];
+      assertThat(Nets.distance(part, Nets.steps(full, format, at, at + size))).isLessThan(1e-12);
+      at += size;
+    }
+  }
+}

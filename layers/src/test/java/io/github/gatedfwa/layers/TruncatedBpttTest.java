@@ -1,0 +1,176 @@
+package io.github.gatedfwa.layers;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
+
+import java.util.List;
+import java.util.Map;
+import org.deeplearning4j.nn.api.layers.RecurrentLayer;
+import org.deeplearning4j.nn.conf.BackpropType;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+
+/** Truncated BPTT: the cache is carried from segment to segment, the gradient is not. */
+class TruncatedBpttTest {
+  private static final int N_IN = 3;
+
+  private static MultiLayerNetwork net(Options options) {
+    var conf =
+        Nets.config(DataType.DOUBLE)
+            .list()
+            .layer(options.builder().build())
+            .layer(Nets.output(2))
+            .setInputType(InputType.recurrent(N_IN, options.format()))
+            .backpropType(BackpropType.TruncatedBPTT)
+            .tBPTTForwardLength(4)
+            .tBPTTBackwardLength(4)
+            .build();
+    MultiLayerNetwork net = new MultiLayerNetwork(conf);
+    net.init();
+    return Nets.shaken(net);
+  }
+
+  private static double score(
+      MultiLayerNetwork net, Map<String, INDArray> state, INDArray x, INDArray labels) {
+    ((RecurrentLayer) net.getLayer(0)).rnnSetTBPTTState(state);
+    net.setInput(x);
+    net.setLabels(labels);
+    net.computeGradientAndScore();
+    return net.score();
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "EVERYTHING"})
+  void gradientOfASegmentTakesTheCacheAsGiven(Options options) {
+    MultiLayerNetwork net = net(options);
+    INDArray x = Nets.random(DataType.DOUBLE, 41, 2, N_IN, 8);
+    INDArray labels = Nets.labels(DataType.DOUBLE, 2, 2, 8, RNNFormat.NCW);
+    score(
+        net, Map.of(), Nets.steps(x, RNNFormat.NCW, 0, 4), Nets.steps(labels, RNNFormat.NCW, 0, 4));
+    Map<String, INDArray> state = ((RecurrentLayer) net.getLayer(0)).rnnGetTBPTTState();
+    assertThat(state.get("position").getLong(0)).isEqualTo(4);
+
+    INDArray segment = Nets.steps(x, RNNFormat.NCW, 4, 8);
+    INDArray segmentLabels = Nets.steps(labels, RNNFormat.NCW, 4, 8);
+    score(net, state, segment, segmentLabels);
+    INDArray gradient = net.gradient().gradient().dup();
+    double epsilon = 1e-6;
+    for (long i = 0; i < net.numParams(); i++) {
+      double value = net.params().getDouble(i);
+      net.params().putScalar(i, value + epsilon);
+      double above = score(net, state, segment, segmentLabels);
+      net.params().putScalar(i, value - epsilon);
+      double below = score(net, state, segment, segmentLabels);
+      net.params().putScalar(i, value);
+      // The score is the mean over the minibatch, the gradient the sum.
+      assertThat(gradient.getDouble(i) / 2)
+          .as("parameter %d", i)
+          .isCloseTo((above - below) / (2 * epsilon), within(1e-7));
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "WINDOW_ONE", "KEY_SHIFT", "EVERYTHING"})
+  void segmentsGiveTheValuesOfTheFullPass(Options options) {
+    MultiLayerNetwork net = net(options);
+    INDArray x = Nets.random(DataType.DOUBLE, 42, 2, N_IN, 12);
+    INDArray full = net.output(x);
+    for (int at = 0; at < 12; at += 4) {
+      INDArray segment = Nets.steps(x, RNNFormat.NCW, at, at + 4);
+      List<INDArray> unstored = net.rnnActivateUsingStoredState(segment, false, false);
+      List<INDArray> stored = net.rnnActivateUsingStoredState(segment, true, true);
+      INDArray expected = Nets.steps(full, RNNFormat.NCW, at, at + 4);
+      assertThat(Nets.distance(unstored.get(2), expected)).isLessThan(1e-12);
+      assertThat(Nets.distance(stored.get(2), expected)).isLessThan(1e-12);
+    }
+  }
+
+  @Test
+  void fitCutsTheSequenceIntoSegments() {
+    MultiLayerNetwork net = net(Options.EVERYTHING);
+    MultiLayerNetwork byHand = net.clone();
+    INDArray x = Nets.random(DataType.DOUBLE, 43, 2, N_IN, 12);
+    INDArray labels = Nets.labels(DataType.DOUBLE, 2, 2, 12, RNNFormat.NCW);
+    net.fit(x, labels);
+
+    Map<String, INDArray> state = Map.of();
+    for (int at = 0; at < 12; at += 4) {
+      score(
+          byHand,
+          state,
+          Nets.steps(x, RNNFormat.NCW, at, at + 4),
+          Nets.steps(labels, RNNFormat.NCW, at, at + 4));
+      state = ((RecurrentLayer) byHand.getLayer(0)).rnnGetTBPTTState();
+      byHand.params().subi(byHand.gradient().gradient().div(2).mul(0.1));
+    }
+    assertThat(Nets.distance(net.params(), byHand.params())).isLessThan(1e-12);
+    assertThat(net.rnnGetPreviousState(0)).isEmpty();
+  }
+
+  @Test
+  void gradientReachesTheLastStepsOnly() {
+    MultiLayerNetwork net = net(Options.EVERYTHING);
+    RecurrentLayer layer = (RecurrentLayer) net.getLayer(0);
+    net.setInput(Nets.random(DataType.DOUBLE, 44, 2, N_IN, 6));
+    net.setLabels(Nets.labels(DataType.DOUBLE, 2, 2, 6, RNNFormat.NCW));
+    net.computeGradientAndScore(); // makes the gradient views
+    LayerWorkspaceMgr workspaces = LayerWorkspaceMgr.noWorkspaces();
+    layer.activate(Nets.random(DataType.DOUBLE, 44, 2, N_IN, 6), true, workspaces);
+    INDArray epsilon = Nets.random(DataType.DOUBLE, 45, 2, 4, 6);
+    INDArray toInput = layer.tbpttBackpropGradient(epsilon, 2, workspaces).getSecond().dup();
+    assertThat(Nets.steps(toInput, RNNFormat.NCW, 0, 4).amaxNumber().doubleValue()).isZero();
+    INDArray later = epsilon.dup();
+    Nets.steps(later, RNNFormat.NCW, 0, 4).assign(0);
+    INDArray all = layer.backpropGradient(later, workspaces).getSecond();
+    assertThat(
+            Nets.distance(
+                Nets.steps(toInput, RNNFormat.NCW, 4, 6), Nets.steps(all, RNNFormat.NCW, 4, 6)))
+        .isLessThan(1e-12);
+  }
+
+  @Test
+  void worksInAGraph() {
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(4)
+            .attention(Options.EVERYTHING.builder().build())
+            .hiddenSize(4)
+            .build();
+    var graph =
+        Nets.config(DataType.DOUBLE)
+            .graphBuilder()
+            .addInputs("in")
+            .backpropType(BackpropType.TruncatedBPTT)
+            .tBPTTForwardLength(4)
+            .tBPTTBackwardLength(4);
+    graph.addLayer("out", Nets.output(2), block.addTo(graph, "block", "in")).setOutputs("out");
+    ComputationGraph net =
+        new ComputationGraph(graph.setInputTypes(InputType.recurrent(4)).build());
+    net.init();
+    INDArray x = Nets.random(DataType.DOUBLE, 46, 3, 4, 10);
+    INDArray labels = Nets.labels(DataType.DOUBLE, 3, 2, 10, RNNFormat.NCW);
+    double before = net.score(new org.nd4j.linalg.dataset.DataSet(x, labels));
+    for (int i = 0; i < 20; i++) {
+      net.fit(new INDArray[] {x}, new INDArray[] {labels});
+    }
+    assertThat(net.score(new org.nd4j.linalg.dataset.DataSet(x, labels))).isLessThan(before);
+  }
+
+  @Test
+  void nwcIsAnError() {
+    MultiLayerNetwork net = net(Options.EVERYTHING_NWC);
+    INDArray x = Nets.random(DataType.DOUBLE, 47, 2, N_IN, N_IN);
+    INDArray labels = Nets.random(DataType.DOUBLE, 48, 2, N_IN, N_IN);
+    assertThatThrownBy(() -> net.fit(x, labels))
+        .hasStackTraceContaining("truncated BPTT needs the data format NCW");
+  }
+}

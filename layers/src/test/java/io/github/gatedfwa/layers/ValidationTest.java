@@ -1,0 +1,163 @@
+package io.github.gatedfwa.layers;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.util.stream.Stream;
+import org.deeplearning4j.exception.DL4JInvalidConfigException;
+import org.deeplearning4j.exception.DL4JInvalidInputException;
+import org.deeplearning4j.nn.conf.CacheMode;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.Layer;
+import org.deeplearning4j.nn.conf.layers.recurrent.Bidirectional;
+import org.deeplearning4j.nn.conf.memory.LayerMemoryReport;
+import org.deeplearning4j.nn.conf.memory.MemoryType;
+import org.deeplearning4j.nn.conf.memory.MemoryUseMode;
+import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.nd4j.linalg.activations.Activation;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+
+/** Bad configurations and inputs are refused with a message that says what and where. */
+class ValidationTest {
+  private static GatedFWALayer.Builder attention() {
+    return GatedFWALayer.builder().name("att").nOut(8).nHeads(2);
+  }
+
+  private static Stream<Arguments> badOptions() {
+    return Stream.of(
+        Arguments.of(attention().nHeads(0), "nHeads = 0: must be at least 1"),
+        Arguments.of(attention().nKvHeads(-1), "nKvHeads = -1: must be at least 1"),
+        Arguments.of(
+            attention().nHeads(4).nKvHeads(3), "nKvHeads = 3: nHeads (4) must be a multiple"),
+        Arguments.of(attention().headSize(257), "headSize = 257: must be from 1 to 256"),
+        Arguments.of(attention().headSize(-4), "headSize = -4: must be from 1 to 256"),
+        Arguments.of(attention().windowSize(0), "windowSize = 0: must be at least 1"),
+        Arguments.of(attention().ropeBase(-3), "ropeBase = -3.0: must be above 1"),
+        Arguments.of(attention().ropeBase(Double.NaN), "ropeBase = NaN"),
+        Arguments.of(attention().headSize(3).ropeBase(10), "headSize = 3: must be even"),
+        Arguments.of(attention().gateBiasInit(Double.POSITIVE_INFINITY), "gateBiasInit = Infinity"),
+        Arguments.of(attention().dataFormat(null), "dataFormat = null: must be NCW or NWC"),
+        Arguments.of(attention().activation(Activation.TANH), "activation = tanh"),
+        Arguments.of(
+            attention().constrainRecurrent(new MaxNormConstraint(1, 1)),
+            "there are no recurrent weights"),
+        Arguments.of(RMSNormLayer.builder().name("att").eps(0), "eps = 0.0: must be above 0"),
+        Arguments.of(
+            RMSNormLayer.builder().name("att").nIn(3).nOut(4), "nOut = 4: must equal nIn (3)"),
+        Arguments.of(
+            SwiGLULayer.builder().name("att").nOut(3), "hiddenSize = 0: must be at least 1"),
+        Arguments.of(
+            SwiGLULayer.builder().name("att").hiddenSize(3).dataFormat(null), "dataFormat = null"));
+  }
+
+  @ParameterizedTest
+  @MethodSource("badOptions")
+  void badOptionsAreRefused(Layer.Builder<?> builder, String message) {
+    assertThatThrownBy(builder::build)
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining("Layer \"att\": ")
+        .hasMessageContaining(message);
+  }
+
+  private static MultiLayerNetwork net(RNNFormat format, Layer... layers) {
+    return Nets.net(DataType.FLOAT, 3, format, layers);
+  }
+
+  @Test
+  void missingSizesAreRefused() {
+    assertThatThrownBy(
+            () -> net(RNNFormat.NCW, GatedFWALayer.builder().name("att").build(), Nets.output(2)))
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining("GatedFWALayer \"att\": nOut = 0");
+    assertThatThrownBy(() -> net(RNNFormat.NCW, attention().nHeads(3).build(), Nets.output(2)))
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining("nOut (8) is not a multiple of nHeads (3)");
+    assertThatThrownBy(
+            () ->
+                new MultiLayerNetwork(
+                        Nets.config(DataType.FLOAT).list().layer(attention().build()).build())
+                    .init())
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining("GatedFWALayer \"att\": nIn = 0");
+  }
+
+  @Test
+  void bidirectionalWrappersAreRefused() {
+    assertThatThrownBy(
+            () -> net(RNNFormat.NCW, new Bidirectional(attention().build()), Nets.output(2)))
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining("cannot stand in a Bidirectional wrapper");
+  }
+
+  @Test
+  void wronglyShapedInputIsRefused() {
+    MultiLayerNetwork ncw = net(RNNFormat.NCW, attention().build());
+    assertThatThrownBy(() -> ncw.output(Nd4j.zeros(DataType.FLOAT, 2, 4, 5)))
+        .isInstanceOf(DL4JInvalidInputException.class)
+        .hasMessageContaining("GatedFWALayer \"att\": input has shape [2, 4, 5]")
+        .hasMessageContaining("[minibatch, size, time] with size 3");
+    assertThatThrownBy(() -> ncw.output(Nd4j.zeros(DataType.FLOAT, 2, 3)))
+        .isInstanceOf(DL4JInvalidInputException.class)
+        .hasMessageContaining("expected rank 3");
+    MultiLayerNetwork nwc = net(RNNFormat.NWC, attention().build());
+    assertThatThrownBy(() -> nwc.output(Nd4j.zeros(DataType.FLOAT, 2, 3, 5)))
+        .isInstanceOf(DL4JInvalidInputException.class)
+        .hasMessageContaining("[minibatch, time, size] with size 3");
+    MultiLayerNetwork norm = net(RNNFormat.NCW, RMSNormLayer.builder().name("norm").build());
+    assertThatThrownBy(() -> norm.output(Nd4j.zeros(DataType.FLOAT, 2, 4, 5)))
+        .isInstanceOf(DL4JInvalidInputException.class)
+        .hasMessageContaining("RMSNormLayer \"norm\": input has shape [2, 4, 5]");
+  }
+
+  @Test
+  void wronglyShapedMasksAreRefused() {
+    MultiLayerNetwork net = net(RNNFormat.NCW, attention().build());
+    INDArray x = Nd4j.zeros(DataType.FLOAT, 2, 3, 5);
+    assertThatThrownBy(() -> net.output(x, false, Nd4j.ones(DataType.FLOAT, 2, 4), null))
+        .isInstanceOf(DL4JInvalidInputException.class)
+        .hasMessageContaining("mask has shape [2, 4]; expected [2, 5]");
+  }
+
+  @Test
+  void blocksRefuseSizesThatDoNotAdd() {
+    assertThatThrownBy(() -> DecoderBlock.builder().nModel(8).build())
+        .hasMessage("DecoderBlock: attention is not set");
+    assertThatThrownBy(
+            () -> DecoderBlock.builder().nModel(16).attention(attention().build()).build())
+        .hasMessageContaining("attention has nIn = 16, nOut = 8");
+  }
+
+  @Test
+  void memoryReportsGrowWithTheSequence() {
+    for (Layer layer :
+        new Layer[] {
+          attention().nIn(8).build(),
+          RMSNormLayer.builder().nIn(8).build(),
+          SwiGLULayer.builder().nIn(8).nOut(8).hiddenSize(16).build()
+        }) {
+      LayerMemoryReport shorter = layer.getMemoryReport(InputType.recurrent(8, 10));
+      LayerMemoryReport longer = layer.getMemoryReport(InputType.recurrent(8, 20));
+      long[] bytes = new long[2];
+      for (int i = 0; i < 2; i++) {
+        bytes[i] =
+            (i == 0 ? shorter : longer)
+                .getMemoryBytes(
+                    MemoryType.WORKING_MEMORY_VARIABLE,
+                    4,
+                    MemoryUseMode.TRAINING,
+                    CacheMode.NONE,
+                    DataType.FLOAT);
+      }
+      assertThat(bytes[0]).isPositive();
+      assertThat(bytes[1]).isEqualTo(2 * bytes[0]);
+    }
+  }
+}

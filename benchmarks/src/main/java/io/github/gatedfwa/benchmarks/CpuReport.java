@@ -1,0 +1,210 @@
+package io.github.gatedfwa.benchmarks;
+
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.Optional;
+import java.util.TreeMap;
+import org.knowm.xchart.ChartEncoder;
+import org.knowm.xchart.XYChart;
+import org.knowm.xchart.XYChartBuilder;
+import org.openjdk.jmh.results.RunResult;
+import org.openjdk.jmh.runner.Runner;
+import org.openjdk.jmh.runner.RunnerException;
+import org.openjdk.jmh.runner.options.ChainedOptionsBuilder;
+import org.openjdk.jmh.runner.options.OptionsBuilder;
+import org.openjdk.jmh.runner.options.TimeValue;
+
+/**
+ * Runs all benchmarks and writes them as a table, cpu.md, and a picture, cpu.png, into the
+ * directory given as the only argument. Further arguments limit the lengths: {@code CpuReport out
+ * 512 4096}.
+ */
+public final class CpuReport {
+
+  private record Key(String benchmark, long headSize, long window, long length)
+      implements Comparable<Key> {
+    @Override
+    public int compareTo(Key other) {
+      return Comparator.comparing(Key::benchmark)
+          .thenComparing(Key::headSize)
+          .thenComparing(Key::window)
+          .thenComparing(Key::length)
+          .compare(this, other);
+    }
+  }
+
+  private final Map<Key, Double> milliseconds = new TreeMap<>();
+
+  private CpuReport() {}
+
+  public static void main(String[] args) throws RunnerException, IOException {
+    Path directory = Files.createDirectories(Path.of(args[0]));
+    CpuReport report = new CpuReport();
+    report.run(List.of(args).subList(1, args.length));
+    String table = report.table();
+    System.out.println(table);
+    write(directory.resolve("cpu.md"), table.getBytes(StandardCharsets.UTF_8));
+    report.plot(directory.resolve("cpu.png"));
+  }
+
+  private void run(List<String> lengths) throws RunnerException {
+    ChainedOptionsBuilder options =
+        new OptionsBuilder()
+            .include("io\\.github\\.gatedfwa\\.benchmarks\\..*")
+            .forks(1)
+            .warmupIterations(1)
+            .warmupTime(TimeValue.milliseconds(500))
+            .measurementIterations(5)
+            .measurementTime(TimeValue.milliseconds(500))
+            .jvmArgsAppend(
+                "-Xmx2g",
+                "-Dorg.bytedeco.javacpp.maxbytes=12g",
+                "-Dorg.bytedeco.javacpp.maxphysicalbytes=16g");
+    if (!lengths.isEmpty()) {
+      options.param("length", lengths.toArray(new String[0]));
+    }
+    Collection<RunResult> results = new Runner(options.build()).run();
+    for (RunResult result : results) {
+      var parameters = result.getParams();
+      String name = parameters.getBenchmark();
+      milliseconds.put(
+          new Key(
+              name.substring(name.lastIndexOf('.', name.lastIndexOf('.') - 1) + 1),
+              number(parameters.getParam("headSize")),
+              number(parameters.getParam("window")),
+              number(parameters.getParam("length"))),
+          // The fastest iteration: what else the machine does only ever adds time.
+          result.getPrimaryResult().getStatistics().getMin());
+    }
+  }
+
+  private static long number(String parameter) {
+    return parameter == null ? 0 : Long.parseLong(parameter);
+  }
+
+  private Optional<Double> time(String benchmark, long headSize, long window, long length) {
+    return Optional.ofNullable(milliseconds.get(new Key(benchmark, headSize, window, length)));
+  }
+
+  private String table() throws IOException {
+    double sgemm =
+        2.0
+            * Math.pow(SgemmBenchmark.SIZE, 3)
+            / time("SgemmBenchmark.sgemm", 0, 0, 0).orElseThrow()
+            / 1e6;
+    StringBuilder table = new StringBuilder();
+    table.append(
+        String.format(
+            Locale.ROOT,
+            "%s, %d processors. ND4J sgemm %d³, result in 'f' order: %.0f GFLOP/s. FLOAT, B = 1, H = %d, gate on.%n%n",
+            processor(),
+            Runtime.getRuntime().availableProcessors(),
+            SgemmBenchmark.SIZE,
+            sgemm,
+            AttentionOperands.HEADS));
+    table.append(
+        "| D | w | N | forward ms | executed GFLOP/s | of sgemm | backward ms | forward + backward, of sgemm"
+            + " | dense forward / ours | dense backward / ours |\n|---|---|---|---|---|---|---|---|---|---|\n");
+    for (Key key : milliseconds.keySet()) {
+      if (!key.benchmark().equals("GatedFwaBenchmark.forward")) {
+        continue;
+      }
+      double forward = milliseconds.get(key);
+      double backward =
+          time("GatedFwaBenchmark.backward", key.headSize(), key.window(), key.length())
+              .orElseThrow();
+      double forwardFlops = executedFlops(key, false);
+      double bothFlops = forwardFlops + executedFlops(key, true);
+      table.append(
+          String.format(
+              Locale.ROOT,
+              "| %d | %d | %d | %.2f | %.0f | %.0f %% | %.2f | %.0f %% | %s | %s |%n",
+              key.headSize(),
+              key.window(),
+              key.length(),
+              forward,
+              forwardFlops / forward / 1e6,
+              100 * forwardFlops / forward / 1e6 / sgemm,
+              backward,
+              100 * bothFlops / (forward + backward) / 1e6 / sgemm,
+              ratio("DotProductAttentionBenchmark.forward", key, forward),
+              ratio("DotProductAttentionBenchmark.backward", key, backward)));
+    }
+    return table.toString();
+  }
+
+  private static double executedFlops(Key key, boolean backward) {
+    return AttentionOperands.executedFlops(key.length(), key.headSize(), key.window(), backward);
+  }
+
+  private String ratio(String peer, Key key, double ours) {
+    return time(peer, key.headSize(), 0, key.length())
+        .map(dense -> String.format(Locale.ROOT, "%.1f", dense / ours))
+        .orElse("–");
+  }
+
+  private void plot(Path file) throws IOException {
+    XYChart chart =
+        new XYChartBuilder()
+            .width(1000)
+            .height(650)
+            .title("Forward, FLOAT, H = 8, D = 64")
+            .xAxisTitle("tokens")
+            .yAxisTitle("milliseconds")
+            .build();
+    chart.getStyler().setXAxisLogarithmic(true);
+    chart.getStyler().setYAxisLogarithmic(true);
+    addSeries(chart, "GatedFWA, window 128", "GatedFwaBenchmark.forward", 128);
+    addSeries(chart, "GatedFWA, window 512", "GatedFwaBenchmark.forward", 512);
+    addSeries(
+        chart, "ND4J dot_product_attention (dense)", "DotProductAttentionBenchmark.forward", 0);
+    ByteArrayOutputStream image = new ByteArrayOutputStream();
+    ChartEncoder.saveChart(chart, image, "png");
+    write(file, image.toByteArray());
+  }
+
+  private void addSeries(XYChart chart, String name, String benchmark, long window) {
+    List<Double> x = new ArrayList<>();
+    List<Double> y = new ArrayList<>();
+    milliseconds.forEach(
+        (key, time) -> {
+          if (key.benchmark().equals(benchmark) && key.headSize() == 64 && key.window() == window) {
+            x.add((double) key.length());
+            y.add(time);
+          }
+        });
+    if (!x.isEmpty()) {
+      chart.addSeries(name, x, y);
+    }
+  }
+
+  private static void write(Path file, byte[] content) throws IOException {
+    Path part = file.resolveSibling(file.getFileName() + ".part");
+    Files.write(part, content);
+    Files.move(part, file, StandardCopyOption.REPLACE_EXISTING);
+  }
+
+  private static String processor() throws IOException {
+    Path information = Path.of("/proc/cpuinfo");
+    if (!Files.isReadable(information)) {
+      return System.getProperty("os.arch");
+    }
+    try (var lines = Files.lines(information)) {
+      return lines
+          .filter(line -> line.startsWith("model name"))
+          .map(line -> line.substring(line.indexOf(':') + 2))
+          .findFirst()
+          .orElse(System.getProperty("os.arch"));
+    }
+  }
+}

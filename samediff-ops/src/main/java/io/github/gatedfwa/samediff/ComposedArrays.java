@@ -86,14 +86,11 @@ final class ComposedArrays {
       INDArray weights =
           Transforms.exp(tile.scores().subi(Transforms.max(lseOfRows, DEAD, false)), false);
       INDArray gradient = tile.ofQueries(dO).castTo(x.type).permute(0, 2, 1, 3).dup('c');
-      INDArray delta =
-          tile.ofQueries(o).castTo(x.type).permute(0, 2, 1, 3).mul(gradient).sum(true, 3);
       INDArray grouped = tile.grouped(gradient);
       INDArray dS = tile.ungrouped(Nd4j.matmul(grouped, tile.values(), false, true, false));
+      // dO · o, but summed so that a row's dS adds up to 0 as exactly as it can.
+      INDArray delta = dS.mul(weights).sum(true, 3);
       dS.subi(delta).muli(weights);
-      if (x.window == 1) {
-        dS.assign(0); // every weight is 1, whatever the scores
-      }
 
       INDArray groupedDs = tile.grouped(dS);
       tile.ofQueries(dq)

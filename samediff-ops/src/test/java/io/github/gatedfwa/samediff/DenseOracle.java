@@ -13,21 +13,23 @@ import org.nd4j.linalg.factory.Nd4j;
 final class DenseOracle {
 
   private final boolean single;
+  private final DataType type;
 
-  private DenseOracle(boolean single) {
+  private DenseOracle(boolean single, DataType type) {
     this.single = single;
+    this.type = type;
   }
 
   /** o, lse, dq, dk, dv and, if there is an alpha, dalpha, in float64. */
   static List<INDArray> exact(AttentionCase c) {
-    return new DenseOracle(false).attention(c);
+    return new DenseOracle(false, DataType.DOUBLE).attention(c);
   }
 
-  /** The same with every intermediate result rounded to float32, and o to q's type. */
+  /** The same with every intermediate result rounded to float32; o, dq, dk and dv to q's type. */
   static List<INDArray> inType(AttentionCase c) {
-    List<INDArray> results = new DenseOracle(true).attention(c);
     DataType type = c.q().dataType();
-    for (int i : new int[] {0, 2, 3, 4}) {
+    List<INDArray> results = new DenseOracle(true, type).attention(c);
+    for (int i : new int[] {2, 3, 4}) {
       results.set(i, results.get(i).castTo(type).castTo(DataType.DOUBLE));
     }
     return results;
@@ -35,6 +37,13 @@ final class DenseOracle {
 
   private double round(double x) {
     return single ? (float) x : x;
+  }
+
+  /** As the backward pass finds it in the array o. */
+  private double stored(double x) {
+    return type == DataType.DOUBLE || type == DataType.FLOAT
+        ? x
+        : Nd4j.scalar(type, x).getDouble(0);
   }
 
   private static double[] values(INDArray x) {
@@ -104,7 +113,7 @@ final class DenseOracle {
               int key = (b * m + j) * kvHeads + h / group;
               x = round(x + round(score[j] * v[key * dv + i]));
             }
-            o[row * dv + i] = round(x / sum);
+            o[row * dv + i] = stored(round(x / sum));
             delta = round(delta + round(dO[row * dv + i] * o[row * dv + i]));
           }
           for (int j = first; j <= p; j++) {

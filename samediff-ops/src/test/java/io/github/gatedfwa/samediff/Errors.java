@@ -25,6 +25,21 @@ final class Errors {
    * both are all zeros.
    */
   static double relative(INDArray x, INDArray reference) {
+    return relative(x, reference, 0);
+  }
+
+  /**
+   * As {@link #relative}, but a reference whose elements are smaller than {@code unit} is taken for
+   * one of that size: what rounding leaves of a gradient that cancels is measured by its summands.
+   */
+  static double relative(INDArray x, INDArray reference, Unit unit) {
+    return relative(x, reference, unit.size() * Math.sqrt((double) reference.length()));
+  }
+
+  /** The ordinary size of an element. */
+  record Unit(double size) {}
+
+  private static double relative(INDArray x, INDArray reference, double leastNorm) {
     assertThat(x.shape()).isEqualTo(reference.shape());
     double[] a = x.castTo(DataType.DOUBLE).dup('c').data().asDouble();
     double[] b = reference.castTo(DataType.DOUBLE).dup('c').data().asDouble();
@@ -41,6 +56,6 @@ final class Errors {
     if (error == 0) {
       return 0;
     }
-    return Math.sqrt(error / norm);
+    return Math.sqrt(error) / Math.max(Math.sqrt(norm), leastNorm);
   }
 }

@@ -76,8 +76,12 @@ class GatedFWALayerTest {
             NDArrayIndex.interval(2, 2 + data.size(1)),
             NDArrayIndex.interval(1, 1 + data.size(2)));
     view.assign(data);
+    INDArray part =
+        Nets.random(DataType.DOUBLE, 5, 7, data.size(1), data.size(2))
+            .get(NDArrayIndex.interval(2, 5), NDArrayIndex.all(), NDArrayIndex.all());
+    part.assign(data);
     for (INDArray layout :
-        new INDArray[] {data.dup('c'), data.dup('f'), view, x.permute(0, 2, 1).dup('f')}) {
+        new INDArray[] {data.dup('c'), data.dup('f'), view, part, x.permute(0, 2, 1).dup('f')}) {
       INDArray input =
           layout.equalShapes(data) ? layout : layout.permute(0, 2, 1); // the last one for NCW
       assertMatchesReference(net, net.output(input), x, null, 1e-12);

@@ -49,10 +49,15 @@ public final class GatedFWAParamInitializer extends LayoutParamInitializer<Gated
     super(GatedFWALayer.class);
   }
 
+  /** Whether a parameter is a weight that multiplies the input. */
+  public static boolean isProjection(String key) {
+    return key.startsWith("W") && !key.equals(OUTPUT_WEIGHT);
+  }
+
   /** Number of columns of all weights that multiply the input together. */
   public static long projectionSize(GatedFWALayer conf) {
     return INSTANCE.layout(conf).entrySet().stream()
-        .filter(e -> e.getValue().length == 2 && !e.getKey().equals(OUTPUT_WEIGHT))
+        .filter(e -> isProjection(e.getKey()))
         .mapToLong(e -> e.getValue()[1])
         .sum();
   }

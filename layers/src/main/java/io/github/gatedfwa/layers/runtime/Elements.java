@@ -17,9 +17,10 @@ abstract sealed class Elements {
   /** Elements of an array that is read. */
   static Elements read(INDArray array) {
     Nd4j.getAffinityManager().ensureLocation(array, Location.HOST);
+    // The indexer of a view starts at the view.
     return switch (array.dataType()) {
-      case FLOAT -> new Floats((FloatIndexer) array.data().indexer(), array.offset());
-      case DOUBLE -> new Doubles((DoubleIndexer) array.data().indexer(), array.offset());
+      case FLOAT -> new Floats((FloatIndexer) array.data().indexer());
+      case DOUBLE -> new Doubles((DoubleIndexer) array.data().indexer());
       default -> throw new IllegalArgumentException("not FLOAT or DOUBLE: " + array.dataType());
     };
   }
@@ -43,68 +44,64 @@ abstract sealed class Elements {
 
   private static final class Floats extends Elements {
     private final FloatIndexer memory;
-    private final long offset;
 
-    Floats(FloatIndexer memory, long offset) {
+    Floats(FloatIndexer memory) {
       this.memory = memory;
-      this.offset = offset;
     }
 
     @Override
     double get(long index) {
-      return memory.get(offset + index);
+      return memory.get(index);
     }
 
     @Override
     void put(long index, double value) {
-      memory.put(offset + index, (float) value);
+      memory.put(index, (float) value);
     }
 
     @Override
     void load(long index, double[] to, int n) {
       for (int i = 0; i < n; i++) {
-        to[i] = memory.get(offset + index + i);
+        to[i] = memory.get(index + i);
       }
     }
 
     @Override
     void store(long index, double[] from, int n) {
       for (int i = 0; i < n; i++) {
-        memory.put(offset + index + i, (float) from[i]);
+        memory.put(index + i, (float) from[i]);
       }
     }
   }
 
   private static final class Doubles extends Elements {
     private final DoubleIndexer memory;
-    private final long offset;
 
-    Doubles(DoubleIndexer memory, long offset) {
+    Doubles(DoubleIndexer memory) {
       this.memory = memory;
-      this.offset = offset;
     }
 
     @Override
     double get(long index) {
-      return memory.get(offset + index);
+      return memory.get(index);
     }
 
     @Override
     void put(long index, double value) {
-      memory.put(offset + index, value);
+      memory.put(index, value);
     }
 
     @Override
     void load(long index, double[] to, int n) {
       for (int i = 0; i < n; i++) {
-        to[i] = memory.get(offset + index + i);
+        to[i] = memory.get(index + i);
       }
     }
 
     @Override
     void store(long index, double[] from, int n) {
       for (int i = 0; i < n; i++) {
-        memory.put(offset + index + i, from[i]);
+        memory.put(index + i, from[i]);
       }
     }
   }

@@ -43,6 +43,8 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
 
   public GatedFWA(NeuralNetConfiguration conf, DataType dataType) {
     super(conf, dataType);
+    // Here rather than in the first forward pass, when other networks may be running.
+    GatedFwaOps.isNativeAvailable();
   }
 
   /** What a forward pass leaves to the backward pass. R = minibatch · time tokens. */
@@ -50,25 +52,65 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     Tokens input; // X [R, nIn]
     Mask mask;
     INDArray projected; // P [R, projectionSize]; the heads as the operation sees them
-    INDArray keys; // [minibatch, cached + time, kvHeads, headSize]; so the values
-    INDArray values;
-    INDArray shiftedKeys; // [R, kvHeads * headSize], null without a shift; so the values
-    INDArray shiftedValues;
-    HeadMath.Shift keyShift;
+    Columns at; // the parts of P
+    HeadMath.Shift keyShift; // null without one; so the next three
     HeadMath.Shift valueShift;
-    INDArray queryScales; // [R, heads], null without normalisation; so the keys'
-    INDArray keyScales;
-    INDArray h; // [R, heads], null without a gate; so beta
-    INDArray beta;
+    INDArray shiftedKeys; // [R, kvHeads * headSize]
+    INDArray shiftedValues;
+    Rotation rotation;
+    INDArray queryScales; // [R, heads], null without normalisation
+    INDArray keyScales; // [R, kvHeads], the same
+    INDArray h; // [R, heads], null without a gate
+    INDArray beta; // the same
+
+    // Operands and results of the attention operation, the cached tokens first.
+    INDArray queries; // [minibatch, time, heads, headSize]
+    INDArray keys; // [minibatch, cached + time, kvHeads, headSize]
+    INDArray values; // the same
     INDArray alpha; // [minibatch, cached + time, heads], null without a gate
     INDArray opMask; // [minibatch, cached + time], null if all are real
     INDArray attended; // [minibatch, time, heads, headSize]
-    INDArray lse;
-    Rotation rotation;
+    INDArray lse; // [minibatch, heads, time]
     int cached;
 
-    INDArray queries(GatedFWALayer c) {
-      return Tokens.heads(projected, 0, input.minibatch(), c.getNHeads(), c.getHeadSize());
+    /** The attended values as a token matrix. */
+    INDArray concatenatedHeads() {
+      return Memory.view(attended, 0, input.count(), attended.size(2) * attended.size(3));
+    }
+
+    /** A token matrix [R, heads] as the operations take it. */
+    INDArray perHead(INDArray rows) {
+      return Memory.view(rows, 0, input.minibatch(), input.time(), rows.columns());
+    }
+
+    /** This pass's own rows of a gradient: none flows to the cache. */
+    INDArray ownRows(INDArray gradient, LayerWorkspaceMgr workspaces) {
+      long all = gradient.size(1);
+      long width = gradient.length() / (gradient.size(0) * all);
+      INDArray rows = gradient;
+      if (cached > 0) {
+        INDArray own =
+            Memory.view(gradient, 0, gradient.size(0), all, width)
+                .get(NDArrayIndex.all(), NDArrayIndex.interval(cached, all), NDArrayIndex.all());
+        rows = workspaces.dup(ArrayType.BP_WORKING_MEM, own, 'c');
+      }
+      return Memory.view(rows, 0, input.count(), width);
+    }
+  }
+
+  /** First columns of the parts of P; -1 for a part that there is not. */
+  private record Columns(
+      long query, long key, long value, long gate, long amplitude, long keyShift, long valueShift) {
+    static Columns of(GatedFWALayer c) {
+      long queries = (long) c.getNHeads() * c.getHeadSize();
+      long keys = (long) c.getNKvHeads() * c.getHeadSize();
+      long gate = queries + 2 * keys;
+      long amplitude = gate + (c.isGated() ? c.getNHeads() : 0);
+      boolean hasAmplitude = c.isGated() && c.isLearnableAmplitude();
+      long keyShift = amplitude + (hasAmplitude ? c.getNHeads() : 0);
+      long valueShift = keyShift + (c.isKeyShift() ? c.getNKvHeads() : 0);
+      return new Columns(
+          0, queries, queries + keys, gate, hasAmplitude ? amplitude : -1, keyShift, valueShift);
     }
   }
 
@@ -96,11 +138,10 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
               + " which is not time in NWC");
     }
     setInput(input, workspaceMgr);
-    KeyValueCache before = cacheFor(tbpttCache, input, "rnnActivateUsingStoredState");
-    KeyValueCache after = before.copy();
-    INDArray out = forward(after, training, workspaceMgr);
+    KeyValueCache cache = cacheFor(tbpttCache, input, "rnnActivateUsingStoredState").copy();
+    INDArray out = forward(cache, training, workspaceMgr);
     if (storeLastForTBPTT) {
-      tbpttCache = after;
+      tbpttCache = cache;
     }
     return out;
   }
@@ -146,135 +187,51 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     assertInputSet(false);
     applyDropOutIfNecessary(training, workspaces);
     pass = null;
-    Pass done =
-        attend(
-            cache,
-            training,
-            workspaces,
-            training ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM);
+    ArrayType memory = training ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM;
+    Pass p = attend(cache, training, workspaces, memory);
     if (training) {
-      pass = done;
+      pass = p;
     }
-    return project(done, training, workspaces);
+    return projectOutput(p, training, workspaces);
   }
 
-  /** Everything up to the output projection, with what must last in memory of the given type. */
+  /** Everything up to the output projection; what the pass keeps is in memory of the given type. */
   private Pass attend(
       KeyValueCache cache, boolean training, LayerWorkspaceMgr workspaces, ArrayType memory) {
     GatedFWALayer c = layerConf();
-    int heads = c.getNHeads();
-    int kvHeads = c.getNKvHeads();
-    int size = c.getHeadSize();
-    DataType type = computeType();
     Pass p = new Pass();
-    p.input =
-        Tokens.of(
-            describe(), input, "input", c.getNIn(), c.getRnnDataFormat(), type, workspaces, memory);
-    if (p.input.format() == null) {
-      throw Tokens.notASequence(describe(), input);
-    }
+    p.at = Columns.of(c);
+    projectInput(p, training, workspaces, memory);
     long minibatch = p.input.minibatch();
     long time = p.input.time();
-    int tokens = p.input.count();
-    p.mask = Mask.of(describe(), maskArray, minibatch, time);
 
-    INDArray weights = projectionWeights(training, workspaces);
-    p.projected =
-        Tokens.multiply(
-            p.input.rows(),
-            false,
-            weights,
-            false,
-            workspaces.createUninitialized(
-                memory, type, new long[] {tokens, weights.columns()}, 'c'));
-    Columns at = new Columns(c);
-    if (c.isHasBias()) {
-      addBias(p.projected, at.query(), GatedFWAParamInitializer.QUERY_BIAS, training, workspaces);
-      addBias(p.projected, at.key(), GatedFWAParamInitializer.KEY_BIAS, training, workspaces);
-      addBias(p.projected, at.value(), GatedFWAParamInitializer.VALUE_BIAS, training, workspaces);
-    }
-
-    double[] lastKey = null;
-    double[] lastValue = null;
-    if (c.isKeyShift()) {
-      p.keyShift =
-          new HeadMath.Shift(
-              p.projected,
-              at.key(),
-              at.keyShift(),
-              kvHeads,
-              size,
-              time,
-              cache == null ? null : cache.lastKey(),
-              p.mask);
-      lastKey = cache == null ? null : p.keyShift.last();
-      p.shiftedKeys =
-          workspaces.createUninitialized(
-              memory, type, new long[] {tokens, (long) kvHeads * size}, 'c');
-      p.keyShift.forward(p.shiftedKeys);
-    }
-    if (c.isValueShift()) {
-      p.valueShift =
-          new HeadMath.Shift(
-              p.projected,
-              at.value(),
-              at.valueShift(),
-              kvHeads,
-              size,
-              time,
-              cache == null ? null : cache.lastValue(),
-              p.mask);
-      lastValue = cache == null ? null : p.valueShift.last();
-      p.shiftedValues =
-          workspaces.createUninitialized(
-              memory, type, new long[] {tokens, (long) kvHeads * size}, 'c');
-      p.valueShift.forward(p.shiftedValues);
-    }
+    shift(p, cache, workspaces, memory);
     INDArray keyRows = p.shiftedKeys == null ? p.projected : p.shiftedKeys;
-    long keyColumn = p.shiftedKeys == null ? at.key() : 0;
+    long keyColumn = p.shiftedKeys == null ? p.at.key() : 0;
     INDArray valueRows = p.shiftedValues == null ? p.projected : p.shiftedValues;
-    long valueColumn = p.shiftedValues == null ? at.value() : 0;
+    long valueColumn = p.shiftedValues == null ? p.at.value() : 0;
 
     p.rotation = rotation(cache == null ? 0 : cache.position(), (int) time);
     if (c.isQkNorm()) {
-      p.queryScales = workspaces.createUninitialized(memory, type, new long[] {tokens, heads}, 'c');
-      p.keyScales = workspaces.createUninitialized(memory, type, new long[] {tokens, kvHeads}, 'c');
+      p.queryScales = matrix(p, c.getNHeads(), workspaces, memory);
+      p.keyScales = matrix(p, c.getNKvHeads(), workspaces, memory);
     }
     HeadMath.rotateAndNormalise(
-        p.projected, at.query(), heads, size, time, p.rotation, p.queryScales);
-    HeadMath.rotateAndNormalise(keyRows, keyColumn, kvHeads, size, time, p.rotation, p.keyScales);
-
-    INDArray alphaRows = null;
+        p.projected, p.at.query(), c.getNHeads(), c.getHeadSize(), time, p.rotation, p.queryScales);
+    HeadMath.rotateAndNormalise(
+        keyRows, keyColumn, c.getNKvHeads(), c.getHeadSize(), time, p.rotation, p.keyScales);
     if (c.isGated()) {
-      p.h = workspaces.createUninitialized(memory, type, new long[] {tokens, heads}, 'c');
-      p.beta = workspaces.createUninitialized(memory, type, new long[] {tokens, heads}, 'c');
-      HeadMath.gateInputs(
-          p.projected,
-          at.gate(),
-          at.amplitude(),
-          Tokens.vector(
-              getParamWithNoise(GatedFWAParamInitializer.GATE_BIAS, training, workspaces)),
-          p.h,
-          p.beta);
-      p.alpha =
-          Tokens.within(
-              workspaces.notifyScopeBorrowed(memory),
-              () ->
-                  OPS.gate(
-                      Tokens.view(p.h, 0, minibatch, time, heads),
-                      Tokens.view(p.beta, 0, minibatch, time, heads),
-                      GatedFwaOps.DEFAULT_EPS));
-      alphaRows = Tokens.view(p.alpha, 0, tokens, heads);
-      Tokens.zeroRows(alphaRows, p.mask, time, 0);
+      gate(p, training, workspaces, memory);
     }
 
+    p.queries = Tokens.heads(p.projected, p.at.query(), minibatch, c.getNHeads(), c.getHeadSize());
     if (cache == null) {
-      p.keys = Tokens.heads(keyRows, keyColumn, minibatch, kvHeads, size);
-      p.values = Tokens.heads(valueRows, valueColumn, minibatch, kvHeads, size);
-      p.opMask = p.mask == null ? null : p.mask.toArray(type, minibatch, workspaces, memory);
+      p.keys = Tokens.heads(keyRows, keyColumn, minibatch, c.getNKvHeads(), c.getHeadSize());
+      p.values = Tokens.heads(valueRows, valueColumn, minibatch, c.getNKvHeads(), c.getHeadSize());
+      p.opMask =
+          p.mask == null ? null : p.mask.toArray(computeType(), minibatch, workspaces, memory);
     } else {
-      cache.append(p.input, keyRows, keyColumn, valueRows, valueColumn, alphaRows, p.mask);
-      cache.setLast(lastKey, lastValue);
+      cache.append(p.input, keyRows, keyColumn, valueRows, valueColumn, p.alpha, p.mask);
       p.keys = cache.keys();
       p.values = cache.values();
       p.alpha = cache.alpha();
@@ -282,44 +239,84 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
       p.cached = (int) (p.keys.size(1) - time);
     }
     INDArray[] result =
-        Tokens.within(
+        Memory.within(
             workspaces.notifyScopeBorrowed(memory),
             () ->
-                OPS.gatedFwa(
-                    p.queries(c), p.keys, p.values, p.alpha, p.opMask, c.getWindowSize(), 0));
+                OPS.gatedFwa(p.queries, p.keys, p.values, p.alpha, p.opMask, c.getWindowSize(), 0));
     p.attended = result[0];
     p.lse = result[1];
     return p;
   }
 
-  /** Output projection, bias and mask. */
-  private INDArray project(Pass p, boolean training, LayerWorkspaceMgr workspaces) {
+  private void projectInput(
+      Pass p, boolean training, LayerWorkspaceMgr workspaces, ArrayType memory) {
     GatedFWALayer c = layerConf();
-    DataType type = computeType();
-    INDArray weights =
-        getParamWithNoise(GatedFWAParamInitializer.OUTPUT_WEIGHT, training, workspaces)
-            .castTo(type);
-    INDArray out =
-        workspaces.createUninitialized(
-            type == dataType ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM,
-            type,
-            new long[] {p.input.count(), c.getNOut()},
-            'c');
-    Tokens.multiply(attendedRows(p), false, weights, false, out);
-    if (c.isHasBias()) {
-      addBias(out, 0, GatedFWAParamInitializer.OUTPUT_BIAS, training, workspaces);
+    p.input =
+        Tokens.of(
+            describe(),
+            input,
+            "input",
+            c.getNIn(),
+            c.getRnnDataFormat(),
+            computeType(),
+            workspaces,
+            memory);
+    if (p.input.format() == null) {
+      throw Tokens.notASequence(describe(), input);
     }
-    Tokens.zeroRows(out, p.mask, p.input.time(), 0);
-    return p.input.with(out).toData(dataType, workspaces, ArrayType.ACTIVATIONS);
+    p.mask = Mask.of(describe(), maskArray, p.input.minibatch(), p.input.time());
+    INDArray weights = projectionWeights(training, workspaces);
+    p.projected = matrix(p, weights.columns(), workspaces, memory);
+    Matrices.product(p.input.rows(), weights, p.projected);
+    if (c.isHasBias()) {
+      addBias(p.projected, p.at.query(), GatedFWAParamInitializer.QUERY_BIAS, training, workspaces);
+      addBias(p.projected, p.at.key(), GatedFWAParamInitializer.KEY_BIAS, training, workspaces);
+      addBias(p.projected, p.at.value(), GatedFWAParamInitializer.VALUE_BIAS, training, workspaces);
+    }
   }
 
-  private static INDArray attendedRows(Pass p) {
-    return Tokens.view(p.attended, 0, p.input.count(), p.attended.size(2) * p.attended.size(3));
+  private INDArray matrix(Pass p, long columns, LayerWorkspaceMgr workspaces, ArrayType memory) {
+    return Memory.matrix(workspaces, memory, computeType(), p.input.count(), columns);
   }
 
   private void addBias(
       INDArray rows, long column, String key, boolean training, LayerWorkspaceMgr workspaces) {
-    Tokens.addToColumns(rows, column, Tokens.vector(getParamWithNoise(key, training, workspaces)));
+    Matrices.addToColumns(
+        rows, column, Matrices.vector(getParamWithNoise(key, training, workspaces)));
+  }
+
+  private void shift(Pass p, KeyValueCache cache, LayerWorkspaceMgr workspaces, ArrayType memory) {
+    GatedFWALayer c = layerConf();
+    long width = (long) c.getNKvHeads() * c.getHeadSize();
+    if (c.isKeyShift()) {
+      double[] last = cache == null ? null : cache.lastKey();
+      p.keyShift = shiftOf(p, p.at.key(), p.at.keyShift(), last);
+      p.shiftedKeys = matrix(p, width, workspaces, memory);
+      p.keyShift.forward(p.shiftedKeys);
+    }
+    if (c.isValueShift()) {
+      double[] last = cache == null ? null : cache.lastValue();
+      p.valueShift = shiftOf(p, p.at.value(), p.at.valueShift(), last);
+      p.shiftedValues = matrix(p, width, workspaces, memory);
+      p.valueShift.forward(p.shiftedValues);
+    }
+    if (cache != null) {
+      cache.setLast(
+          p.keyShift == null ? null : p.keyShift.last(),
+          p.valueShift == null ? null : p.valueShift.last());
+    }
+  }
+
+  private HeadMath.Shift shiftOf(Pass p, long column, long logits, double[] last) {
+    return new HeadMath.Shift(
+        p.projected,
+        column,
+        logits,
+        layerConf().getNKvHeads(),
+        layerConf().getHeadSize(),
+        p.input.time(),
+        last,
+        p.mask);
   }
 
   private Rotation rotation(long start, int positions) {
@@ -333,37 +330,52 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     return rotation;
   }
 
-  /**
-   * All weights that multiply the input, side by side: neighbours in memory unless noise is on
-   * them.
-   */
-  private INDArray projectionWeights(boolean training, LayerWorkspaceMgr workspaces) {
-    GatedFWALayer c = layerConf();
-    long columns = GatedFWAParamInitializer.projectionSize(c);
-    INDArray weights;
-    if (c.getWeightNoise() == null) {
-      weights = inputPart(paramsFlattened, c.getNIn(), columns);
-    } else {
-      weights = Nd4j.createUninitialized(dataType, new long[] {c.getNIn(), columns}, 'f');
-      long column = 0;
-      for (Map.Entry<String, INDArray> param : params.entrySet()) {
-        if (column < columns) {
-          INDArray noisy = getParamWithNoise(param.getKey(), training, workspaces);
-          weights
-              .get(NDArrayIndex.all(), NDArrayIndex.interval(column, column + noisy.columns()))
-              .assign(noisy);
-          column += noisy.columns();
-        }
-      }
-    }
-    return weights.castTo(computeType());
+  private void gate(Pass p, boolean training, LayerWorkspaceMgr workspaces, ArrayType memory) {
+    int heads = layerConf().getNHeads();
+    p.h = matrix(p, heads, workspaces, memory);
+    p.beta = matrix(p, heads, workspaces, memory);
+    INDArray bias = getParamWithNoise(GatedFWAParamInitializer.GATE_BIAS, training, workspaces);
+    HeadMath.gateInputs(
+        p.projected, p.at.gate(), p.at.amplitude(), Matrices.vector(bias), p.h, p.beta);
+    p.alpha =
+        Memory.within(
+            workspaces.notifyScopeBorrowed(memory),
+            () -> OPS.gate(p.perHead(p.h), p.perHead(p.beta), GatedFwaOps.DEFAULT_EPS));
+    Tokens.zeroRows(Memory.view(p.alpha, 0, p.input.count(), heads), p.mask, p.input.time(), 0);
   }
 
-  private static INDArray inputPart(INDArray flattened, long rows, long columns) {
-    return flattened
-        .reshape(flattened.length())
-        .get(NDArrayIndex.interval(0, rows * columns))
-        .reshape('f', rows, columns);
+  /** Output projection, bias and mask. */
+  private INDArray projectOutput(Pass p, boolean training, LayerWorkspaceMgr workspaces) {
+    GatedFWALayer c = layerConf();
+    DataType type = computeType();
+    ArrayType memory = type == dataType ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM;
+    INDArray out = matrix(p, c.getNOut(), workspaces, memory);
+    Matrices.product(p.concatenatedHeads(), outputWeights(training, workspaces), out);
+    if (c.isHasBias()) {
+      addBias(out, 0, GatedFWAParamInitializer.OUTPUT_BIAS, training, workspaces);
+    }
+    Tokens.zeroRows(out, p.mask, p.input.time(), 0);
+    return p.input.with(out).toData(dataType, workspaces, ArrayType.ACTIVATIONS);
+  }
+
+  private INDArray outputWeights(boolean training, LayerWorkspaceMgr workspaces) {
+    return getParamWithNoise(GatedFWAParamInitializer.OUTPUT_WEIGHT, training, workspaces)
+        .castTo(computeType());
+  }
+
+  /** All weights of the input side by side: neighbours in memory, unless there is noise on them. */
+  private INDArray projectionWeights(boolean training, LayerWorkspaceMgr workspaces) {
+    GatedFWALayer c = layerConf();
+    INDArray weights =
+        c.getWeightNoise() == null
+            ? Matrices.leading(
+                paramsFlattened, c.getNIn(), GatedFWAParamInitializer.projectionSize(c))
+            : Nd4j.hstack(
+                params.keySet().stream()
+                    .filter(GatedFWAParamInitializer::isProjection)
+                    .map(key -> getParamWithNoise(key, training, workspaces))
+                    .toArray(INDArray[]::new));
+    return weights.castTo(computeType());
   }
 
   @Override
@@ -384,85 +396,87 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
   private Pair<Gradient, INDArray> backward(
       INDArray epsilon, int backLength, LayerWorkspaceMgr workspaces) {
     assertInputSet(true);
-    GatedFWALayer c = layerConf();
-    int heads = c.getNHeads();
-    int kvHeads = c.getNKvHeads();
-    int size = c.getHeadSize();
-    DataType type = computeType();
     // A layer that is frozen but passes gradients on made its forward pass in inference mode.
     Pass p = pass != null ? pass : attend(null, false, workspaces, ArrayType.BP_WORKING_MEM);
-    long time = p.input.time();
-    long minibatch = p.input.minibatch();
-    int tokens = p.input.count();
-    long first = backLength > 0 ? Math.max(0, time - backLength) : 0;
+    long first = backLength > 0 ? Math.max(0, p.input.time() - backLength) : 0;
 
-    Tokens error =
-        Tokens.of(
-            describe(),
-            epsilon,
-            "gradient of the output",
-            c.getNOut(),
-            c.getRnnDataFormat(),
-            type,
-            workspaces,
-            ArrayType.BP_WORKING_MEM);
-    if (p.mask != null || first > 0) {
-      error = error.with(workspaces.dup(ArrayType.BP_WORKING_MEM, error.rows(), 'c'));
-      Tokens.zeroRows(error.rows(), p.mask, time, first);
-    }
-
-    // Output projection.
-    Tokens.multiplyInto(
-        attendedRows(p),
-        true,
-        error.rows(),
-        false,
-        gradientViews.get(GatedFWAParamInitializer.OUTPUT_WEIGHT));
-    if (c.isHasBias()) {
-      Tokens.assign(
-          gradientViews.get(GatedFWAParamInitializer.OUTPUT_BIAS),
-          Tokens.columnSums(error.rows(), 0, (int) c.getNOut()));
-    }
-    INDArray outputWeights =
-        getParamWithNoise(GatedFWAParamInitializer.OUTPUT_WEIGHT, true, workspaces).castTo(type);
-    INDArray dAttended =
-        Tokens.multiply(
-            error.rows(),
-            false,
-            outputWeights,
-            true,
-            workspaces.createUninitialized(
-                ArrayType.BP_WORKING_MEM, type, new long[] {tokens, (long) heads * size}, 'c'));
-
-    // Attention.
+    INDArray dAttended = outputGradient(p, epsilon, first, workspaces);
     INDArray[] gradients =
         OPS.gatedFwaBp(
-            p.queries(c),
+            p.queries,
             p.keys,
             p.values,
             p.alpha,
             p.opMask,
             p.attended,
             p.lse,
-            Tokens.view(dAttended, 0, minibatch, time, heads, size),
-            c.getWindowSize(),
+            Memory.view(dAttended, 0, p.attended.shape()),
+            layerConf().getWindowSize(),
             0);
-    INDArray dQuery = Tokens.view(gradients[0], 0, tokens, (long) heads * size);
-    INDArray dKey = newRows(gradients[1], p, workspaces);
-    INDArray dValue = newRows(gradients[2], p, workspaces);
+    INDArray dProjected = projectionGradient(p, gradients, workspaces);
+    Tokens.zeroRows(dProjected, null, p.input.time(), first);
+    INDArray dInput = inputGradient(p, dProjected, workspaces);
 
-    // Everything that the projections went through.
-    Columns at = new Columns(c);
-    INDArray dProjected =
-        workspaces.createUninitialized(
-            ArrayType.BP_WORKING_MEM, type, new long[] {tokens, p.projected.columns()}, 'c');
+    weightNoiseParams.clear();
+    Gradient gradient = new DefaultGradient(gradientsFlattened);
+    gradientViews.forEach(gradient::setGradientFor);
+    INDArray epsilonOut =
+        p.input.with(dInput).toData(dataType, workspaces, ArrayType.ACTIVATION_GRAD);
+    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+  }
+
+  /** Gradients of the output projection and, returned, of the concatenated heads. */
+  private INDArray outputGradient(
+      Pass p, INDArray epsilon, long first, LayerWorkspaceMgr workspaces) {
+    GatedFWALayer c = layerConf();
+    ArrayType memory = ArrayType.BP_WORKING_MEM;
+    INDArray error =
+        Tokens.of(
+                describe(),
+                epsilon,
+                "gradient of the output",
+                c.getNOut(),
+                c.getRnnDataFormat(),
+                computeType(),
+                workspaces,
+                memory)
+            .rows();
+    if (p.mask != null || first > 0) {
+      error = workspaces.dup(memory, error, 'c');
+      Tokens.zeroRows(error, p.mask, p.input.time(), first);
+    }
+    INDArray heads = p.concatenatedHeads();
+    Matrices.weightGradient(
+        heads, error, gradientViews.get(GatedFWAParamInitializer.OUTPUT_WEIGHT));
+    if (c.isHasBias()) {
+      putSums(GatedFWAParamInitializer.OUTPUT_BIAS, error, 0);
+    }
+    INDArray dHeads = matrix(p, heads.columns(), workspaces, memory);
+    return Matrices.productWithTransposed(error, outputWeights(true, workspaces), dHeads);
+  }
+
+  /**
+   * From the gradients of the attention's operands to that of P.
+   *
+   * @param gradients of queries, keys, values and, with a gate, alpha
+   */
+  private INDArray projectionGradient(Pass p, INDArray[] gradients, LayerWorkspaceMgr workspaces) {
+    GatedFWALayer c = layerConf();
+    int kvHeads = c.getNKvHeads();
+    int size = c.getHeadSize();
+    long time = p.input.time();
+    INDArray dQuery = Memory.view(gradients[0], 0, p.input.count(), (long) c.getNHeads() * size);
+    INDArray dKey = p.ownRows(gradients[1], workspaces);
+    INDArray dValue = p.ownRows(gradients[2], workspaces);
+    INDArray dProjected = matrix(p, p.projected.columns(), workspaces, ArrayType.BP_WORKING_MEM);
+
     HeadMath.rotateAndNormaliseBackward(
         p.projected,
-        at.query(),
+        p.at.query(),
         dQuery,
         dProjected,
-        at.query(),
-        heads,
+        p.at.query(),
+        c.getNHeads(),
         size,
         time,
         p.rotation,
@@ -470,10 +484,10 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     if (p.keyShift == null) {
       HeadMath.rotateAndNormaliseBackward(
           p.projected,
-          at.key(),
+          p.at.key(),
           dKey,
           dProjected,
-          at.key(),
+          p.at.key(),
           kvHeads,
           size,
           time,
@@ -485,107 +499,51 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
       p.keyShift.backward(dKey, dProjected);
     }
     if (p.valueShift == null) {
-      HeadMath.rotateAndNormaliseBackward(
-          dValue, 0, dValue, dProjected, at.value(), kvHeads, size, time, null, null);
+      Matrices.copyToColumns(dValue, dProjected, p.at.value());
     } else {
       p.valueShift.backward(dValue, dProjected);
     }
     if (c.isGated()) {
-      INDArray dAlpha = newRows(gradients[3], p, workspaces);
+      INDArray dAlpha = p.ownRows(gradients[3], workspaces);
       Tokens.zeroRows(dAlpha, p.mask, time, 0);
       INDArray[] gate =
-          OPS.gateBp(
-              Tokens.view(p.h, 0, minibatch, time, heads),
-              Tokens.view(p.beta, 0, minibatch, time, heads),
-              Tokens.view(dAlpha, 0, minibatch, time, heads),
-              GatedFwaOps.DEFAULT_EPS);
+          OPS.gateBp(p.perHead(p.h), p.perHead(p.beta), p.perHead(dAlpha), GatedFwaOps.DEFAULT_EPS);
       HeadMath.gateInputsBackward(
-          Tokens.view(gate[0], 0, tokens, heads),
-          Tokens.view(gate[1], 0, tokens, heads),
+          Memory.view(gate[0], 0, dAlpha.shape()),
+          Memory.view(gate[1], 0, dAlpha.shape()),
           p.beta,
           dProjected,
-          at.gate(),
-          at.amplitude());
+          p.at.gate(),
+          p.at.amplitude());
     }
-    Tokens.zeroRows(dProjected, null, time, first);
+    return dProjected;
+  }
 
-    // Projections of the input.
+  /** Gradients of the projections and, returned, of the input. */
+  private INDArray inputGradient(Pass p, INDArray dProjected, LayerWorkspaceMgr workspaces) {
+    GatedFWALayer c = layerConf();
     if (c.isGated()) {
-      putSums(GatedFWAParamInitializer.GATE_BIAS, dProjected, at.gate(), heads);
+      putSums(GatedFWAParamInitializer.GATE_BIAS, dProjected, p.at.gate());
     }
     if (c.isHasBias()) {
-      putSums(GatedFWAParamInitializer.QUERY_BIAS, dProjected, at.query(), heads * size);
-      putSums(GatedFWAParamInitializer.KEY_BIAS, dProjected, at.key(), kvHeads * size);
-      putSums(GatedFWAParamInitializer.VALUE_BIAS, dProjected, at.value(), kvHeads * size);
+      putSums(GatedFWAParamInitializer.QUERY_BIAS, dProjected, p.at.query());
+      putSums(GatedFWAParamInitializer.KEY_BIAS, dProjected, p.at.key());
+      putSums(GatedFWAParamInitializer.VALUE_BIAS, dProjected, p.at.value());
     }
-    Tokens.multiplyInto(
+    Matrices.weightGradient(
         p.input.rows(),
-        true,
         dProjected,
-        false,
-        inputPart(gradientsFlattened, c.getNIn(), dProjected.columns()));
-    INDArray dInput =
-        Tokens.multiply(
-            dProjected,
-            false,
-            projectionWeights(true, workspaces),
-            true,
-            workspaces.createUninitialized(
-                type == dataType ? ArrayType.ACTIVATION_GRAD : ArrayType.BP_WORKING_MEM,
-                type,
-                new long[] {tokens, c.getNIn()},
-                'c'));
-
-    weightNoiseParams.clear();
-    Gradient gradient = new DefaultGradient(gradientsFlattened);
-    gradientViews.forEach(gradient::setGradientFor);
-    INDArray epsilonOut =
-        p.input.with(dInput).toData(dataType, workspaces, ArrayType.ACTIVATION_GRAD);
-    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+        Matrices.leading(gradientsFlattened, c.getNIn(), dProjected.columns()));
+    ArrayType memory =
+        computeType() == dataType ? ArrayType.ACTIVATION_GRAD : ArrayType.BP_WORKING_MEM;
+    return Matrices.productWithTransposed(
+        dProjected, projectionWeights(true, workspaces), matrix(p, c.getNIn(), workspaces, memory));
   }
 
-  private void putSums(String key, INDArray rows, long column, int n) {
-    Tokens.assign(gradientViews.get(key), Tokens.columnSums(rows, column, n));
-  }
-
-  /** The rows of this pass's own tokens: no gradient flows to those of the cache. */
-  private static INDArray newRows(INDArray gradient, Pass p, LayerWorkspaceMgr workspaces) {
-    long width = gradient.length() / (gradient.size(0) * gradient.size(1));
-    if (p.cached == 0) {
-      return Tokens.view(gradient, 0, p.input.count(), width);
-    }
-    INDArray all = Tokens.view(gradient, 0, gradient.size(0), gradient.size(1), width);
-    INDArray own =
-        all.get(
-            NDArrayIndex.all(),
-            NDArrayIndex.interval(p.cached, gradient.size(1)),
-            NDArrayIndex.all());
-    return Tokens.view(
-        workspaces.dup(ArrayType.BP_WORKING_MEM, own, 'c'), 0, p.input.count(), width);
-  }
-
-  /** First columns of the parts of P; -1 for parts that there are not. */
-  private record Columns(
-      long query, long key, long value, long gate, long amplitude, long keyShift, long valueShift) {
-    Columns(GatedFWALayer c) {
-      this(
-          c,
-          (long) c.getNHeads() * c.getHeadSize(),
-          (long) c.getNKvHeads() * c.getHeadSize(),
-          c.isGated() ? c.getNHeads() : 0,
-          c.isGated() && c.isLearnableAmplitude() ? c.getNHeads() : 0);
-    }
-
-    private Columns(GatedFWALayer c, long queries, long keys, long gates, long amplitudes) {
-      this(
-          0,
-          queries,
-          queries + keys,
-          queries + 2 * keys,
-          amplitudes == 0 ? -1 : queries + 2 * keys + gates,
-          queries + 2 * keys + gates + amplitudes,
-          queries + 2 * keys + gates + amplitudes + (c.isKeyShift() ? c.getNKvHeads() : 0));
-    }
+  /** The gradient of a bias: sums of as many columns as it has elements. */
+  private void putSums(String key, INDArray rows, long column) {
+    INDArray view = gradientViews.get(key);
+    Matrices.assign(view, Matrices.columnSums(rows, column, (int) view.length()));
   }
 
   @Override

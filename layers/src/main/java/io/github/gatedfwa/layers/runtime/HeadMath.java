@@ -36,7 +36,7 @@ final class HeadMath {
     Elements x = Elements.write(rows);
     Elements scale = scales == null ? null : Elements.write(scales);
     long width = rows.columns();
-    Tokens.forEach(
+    Parallel.forEach(
         rows.rows(),
         (long) heads * size,
         (from, to) -> {
@@ -86,7 +86,7 @@ final class HeadMath {
     long width = result.columns();
     long gradientWidth = gradient.columns();
     long outWidth = out.columns();
-    Tokens.forEach(
+    Parallel.forEach(
         result.rows(),
         (long) heads * size,
         (from, to) -> {
@@ -179,7 +179,7 @@ final class HeadMath {
       Elements x = Elements.read(rows);
       Elements y = Elements.write(out);
       long width = rows.columns();
-      Tokens.forEach(
+      Parallel.forEach(
           rows.rows(),
           (long) heads * size,
           (from, to) -> {
@@ -210,7 +210,7 @@ final class HeadMath {
       Elements dy = Elements.read(gradient);
       Elements dx = Elements.write(out);
       long width = rows.columns();
-      Tokens.forEach(
+      Parallel.forEach(
           rows.rows(),
           (long) heads * size,
           (from, to) -> {

@@ -98,7 +98,7 @@ final class KeyValueCache {
    *
    * @param tokens the tokens' count and order
    * @param keyRows token matrix with the keys from a column on; so the values
-   * @param alphaRows [tokens, heads]; null without a gate
+   * @param newAlpha [minibatch, time, heads]; null without a gate
    */
   void append(
       Tokens tokens,
@@ -106,7 +106,7 @@ final class KeyValueCache {
       long keyColumn,
       INDArray valueRows,
       long valueColumn,
-      INDArray alphaRows,
+      INDArray newAlpha,
       Mask newMask) {
     int n = Math.toIntExact(tokens.time());
     forget();
@@ -116,7 +116,7 @@ final class KeyValueCache {
     copyRows(keyRows, keyColumn, shape.width(), keys, n);
     copyRows(valueRows, valueColumn, shape.width(), values, n);
     if (alpha != null) {
-      copyRows(alphaRows, 0, shape.heads(), alpha, n);
+      copyRows(Memory.view(newAlpha, 0, tokens.count(), shape.heads()), 0, shape.heads(), alpha, n);
     }
     if (newMask != null && mask == null) {
       mask = create(capacity, 1).reshape(shape.minibatch(), capacity);
@@ -181,7 +181,7 @@ final class KeyValueCache {
   }
 
   private INDArray create(int rows, int width) {
-    return Tokens.detached(
+    return Memory.detached(
         () -> Nd4j.create(shape.type(), new long[] {shape.minibatch(), rows, width}, 'c'));
   }
 
@@ -258,7 +258,7 @@ final class KeyValueCache {
   /** The content as arrays of its own, for {@code rnnGetPreviousState}. */
   Map<String, INDArray> toState() {
     forget();
-    return Tokens.detached(
+    return Memory.detached(
         () -> {
           Map<String, INDArray> state = new HashMap<>();
           putCopy(state, KEYS, keys());

@@ -25,11 +25,11 @@ public final class RMSNorm extends TokenWise<RMSNormLayer> {
 
   @Override
   void forward(INDArray in, INDArray out, boolean training, LayerWorkspaceMgr workspaces) {
-    double[] gain = Tokens.vector(getParam(RMSNormParamInitializer.GAIN));
+    double[] gain = Matrices.vector(getParam(RMSNormParamInitializer.GAIN));
     int n = gain.length;
     Elements source = Elements.read(in);
     Elements target = Elements.write(out);
-    Tokens.forEach(
+    Parallel.forEach(
         in.rows(),
         n,
         (from, to) -> {
@@ -47,13 +47,13 @@ public final class RMSNorm extends TokenWise<RMSNormLayer> {
 
   @Override
   void backward(INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces) {
-    double[] gain = Tokens.vector(getParam(RMSNormParamInitializer.GAIN));
+    double[] gain = Matrices.vector(getParam(RMSNormParamInitializer.GAIN));
     int n = gain.length;
     Elements source = Elements.read(in);
     Elements error = Elements.read(gradient);
     Elements target = Elements.write(out);
     double[] dGain =
-        Tokens.sum(
+        Parallel.sum(
             in.rows(),
             n,
             (from, to, sums) -> {
@@ -77,6 +77,6 @@ public final class RMSNorm extends TokenWise<RMSNormLayer> {
                 target.store((long) t * n, dy, n);
               }
             });
-    Tokens.assign(gradientViews.get(RMSNormParamInitializer.GAIN), dGain);
+    Matrices.assign(gradientViews.get(RMSNormParamInitializer.GAIN), dGain);
   }
 }

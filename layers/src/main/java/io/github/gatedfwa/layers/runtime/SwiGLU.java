@@ -8,7 +8,6 @@ import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
-import org.nd4j.linalg.indexing.NDArrayIndex;
 
 /**
  * Run-time layer of {@link SwiGLULayer}, where the formula is. W1 and W3 lie side by side and make
@@ -27,7 +26,7 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
   @Override
   void forward(INDArray in, INDArray out, boolean training, LayerWorkspaceMgr workspaces) {
     hide(in, training, workspaces, training ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM);
-    Tokens.multiply(hidden, false, downWeights(training, workspaces), false, out);
+    Matrices.product(hidden, downWeights(training, workspaces), out);
     if (layerConf().isHasBias()) {
       addBias(out, 0, SwiGLUParamInitializer.DOWN_BIAS, training, workspaces);
     }
@@ -40,17 +39,16 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
   private void hide(INDArray in, boolean training, LayerWorkspaceMgr workspaces, ArrayType memory) {
     long tokens = in.rows();
     int size = layerConf().getHiddenSize();
-    gates =
-        workspaces.createUninitialized(memory, computeType(), new long[] {tokens, 2L * size}, 'c');
-    hidden = workspaces.createUninitialized(memory, computeType(), new long[] {tokens, size}, 'c');
-    Tokens.multiply(in, false, upWeights(training, workspaces), false, gates);
+    gates = Memory.matrix(workspaces, memory, computeType(), tokens, 2L * size);
+    hidden = Memory.matrix(workspaces, memory, computeType(), tokens, size);
+    Matrices.product(in, upWeights(training, workspaces), gates);
     if (layerConf().isHasBias()) {
       addBias(gates, 0, SwiGLUParamInitializer.GATE_BIAS, training, workspaces);
       addBias(gates, size, SwiGLUParamInitializer.UP_BIAS, training, workspaces);
     }
     Elements u = Elements.read(gates);
     Elements s = Elements.write(hidden);
-    Tokens.forEach(
+    Parallel.forEach(
         (int) tokens,
         size,
         (from, to) -> {
@@ -75,19 +73,17 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
     }
     long tokens = in.rows();
     int size = layerConf().getHiddenSize();
-    Tokens.multiplyInto(
-        hidden, true, gradient, false, gradientViews.get(SwiGLUParamInitializer.DOWN_WEIGHT));
+    Matrices.weightGradient(
+        hidden, gradient, gradientViews.get(SwiGLUParamInitializer.DOWN_WEIGHT));
     INDArray dHidden =
-        workspaces.createUninitialized(
-            ArrayType.BP_WORKING_MEM, computeType(), new long[] {tokens, size}, 'c');
-    Tokens.multiply(gradient, false, downWeights(true, workspaces), true, dHidden);
+        Memory.matrix(workspaces, ArrayType.BP_WORKING_MEM, computeType(), tokens, size);
+    Matrices.productWithTransposed(gradient, downWeights(true, workspaces), dHidden);
     INDArray dGates =
-        workspaces.createUninitialized(
-            ArrayType.BP_WORKING_MEM, computeType(), new long[] {tokens, 2L * size}, 'c');
+        Memory.matrix(workspaces, ArrayType.BP_WORKING_MEM, computeType(), tokens, 2L * size);
     Elements u = Elements.read(gates);
     Elements ds = Elements.read(dHidden);
     Elements du = Elements.write(dGates);
-    Tokens.forEach(
+    Parallel.forEach(
         (int) tokens,
         size,
         (from, to) -> {
@@ -108,22 +104,24 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
             du.store((2L * t + 1) * size, b, size);
           }
         });
-    Tokens.multiplyInto(in, true, dGates, false, upPart(gradientsFlattened));
+    Matrices.weightGradient(
+        in, dGates, Matrices.leading(gradientsFlattened, in.columns(), 2L * size));
     if (layerConf().isHasBias()) {
       putSums(SwiGLUParamInitializer.GATE_BIAS, dGates, 0, size);
       putSums(SwiGLUParamInitializer.UP_BIAS, dGates, size, size);
       putSums(SwiGLUParamInitializer.DOWN_BIAS, gradient, 0, (int) layerConf().getNOut());
     }
-    Tokens.multiply(dGates, false, upWeights(true, workspaces), true, out);
+    Matrices.productWithTransposed(dGates, upWeights(true, workspaces), out);
   }
 
   private void addBias(
       INDArray rows, long column, String key, boolean training, LayerWorkspaceMgr workspaces) {
-    Tokens.addToColumns(rows, column, Tokens.vector(getParamWithNoise(key, training, workspaces)));
+    Matrices.addToColumns(
+        rows, column, Matrices.vector(getParamWithNoise(key, training, workspaces)));
   }
 
   private void putSums(String key, INDArray rows, long column, int n) {
-    Tokens.assign(gradientViews.get(key), Tokens.columnSums(rows, column, n));
+    Matrices.assign(gradientViews.get(key), Matrices.columnSums(rows, column, n));
   }
 
   private INDArray downWeights(boolean training, LayerWorkspaceMgr workspaces) {
@@ -134,20 +132,12 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
   private INDArray upWeights(boolean training, LayerWorkspaceMgr workspaces) {
     INDArray weights =
         layerConf().getWeightNoise() == null
-            ? upPart(paramsFlattened)
+            ? Matrices.leading(
+                paramsFlattened, layerConf().getNIn(), 2L * layerConf().getHiddenSize())
             : Nd4j.hstack(
                 getParamWithNoise(SwiGLUParamInitializer.GATE_WEIGHT, training, workspaces),
                 getParamWithNoise(SwiGLUParamInitializer.UP_WEIGHT, training, workspaces));
     return weights.castTo(computeType());
-  }
-
-  private INDArray upPart(INDArray flattened) {
-    long rows = layerConf().getNIn();
-    long columns = 2L * layerConf().getHiddenSize();
-    return flattened
-        .reshape(flattened.length())
-        .get(NDArrayIndex.interval(0, rows * columns))
-        .reshape('f', rows, columns);
   }
 
   private void forget() {

@@ -71,11 +71,12 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
     Tokens in =
         tokens(input, "input", layerConf().getNIn(), workspaceMgr, ArrayType.FF_WORKING_MEM);
     INDArray out =
-        workspaceMgr.createUninitialized(
+        Memory.matrix(
+            workspaceMgr,
             type == dataType ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM,
             type,
-            new long[] {in.count(), layerConf().getNOut()},
-            'c');
+            in.count(),
+            layerConf().getNOut());
     forward(in.rows(), out, training, workspaceMgr);
     Tokens.zeroRows(out, mask(in), in.time(), 0);
     return in.with(out).toData(dataType, workspaceMgr, ArrayType.ACTIVATIONS);
@@ -105,11 +106,12 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
       Tokens.zeroRows(error.rows(), mask, in.time(), 0);
     }
     INDArray out =
-        workspaceMgr.createUninitialized(
+        Memory.matrix(
+            workspaceMgr,
             type == dataType ? ArrayType.ACTIVATION_GRAD : ArrayType.BP_WORKING_MEM,
             type,
-            new long[] {in.count(), layerConf().getNIn()},
-            'c');
+            in.count(),
+            layerConf().getNIn());
     backward(in.rows(), error.rows(), out, workspaceMgr);
     weightNoiseParams.clear();
     Gradient gradient = new DefaultGradient(gradientsFlattened);

@@ -1,17 +1,12 @@
 package io.github.gatedfwa.layers.runtime;
 
 import java.util.Arrays;
-import java.util.function.Supplier;
-import java.util.stream.IntStream;
 import org.deeplearning4j.exception.DL4JInvalidInputException;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.workspace.ArrayType;
 import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
-import org.nd4j.linalg.api.blas.params.MMulTranspose;
 import org.nd4j.linalg.api.buffer.DataType;
-import org.nd4j.linalg.api.memory.MemoryWorkspace;
 import org.nd4j.linalg.api.ndarray.INDArray;
-import org.nd4j.linalg.api.ops.impl.reduce.Mmul;
 import org.nd4j.linalg.factory.Nd4j;
 
 /**
@@ -25,11 +20,6 @@ import org.nd4j.linalg.factory.Nd4j;
  * @param format format of the data, null for feed-forward data [minibatch, size]
  */
 record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
-  /**
-   * Tokens that one unit of parallel work handles; fixed, so that sums do not depend on threads.
-   */
-  private static final int BLOCK = 64;
-
   /**
    * Input or gradient of a layer as tokens, without a copy where memory already lies so.
    *
@@ -71,7 +61,7 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
       tokens = copy.assign(tokens);
     }
     return new Tokens(
-        view(tokens, 0, minibatch * time, size), minibatch, time, sequence ? format : null);
+        Memory.view(tokens, 0, minibatch * time, size), minibatch, time, sequence ? format : null);
   }
 
   /** The error for data that must be a sequence and is not. */
@@ -102,7 +92,7 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
     if (format == null) {
       return rows;
     }
-    INDArray sequence = view(rows, 0, minibatch, time, rows.columns());
+    INDArray sequence = Memory.view(rows, 0, minibatch, time, rows.columns());
     return format == RNNFormat.NCW ? sequence.permute(0, 2, 1) : sequence;
   }
 
@@ -117,12 +107,6 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
 
   int count() {
     return Math.toIntExact(minibatch * time);
-  }
-
-  /** A contiguous 'c' order view of an array's memory from an element on. */
-  static INDArray view(INDArray array, long from, long... shape) {
-    return Nd4j.create(
-        array.data(), shape, Nd4j.getStrides(shape, 'c'), array.offset() + from, 'c');
   }
 
   /**
@@ -141,84 +125,6 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
         'c');
   }
 
-  /** What to do with the tokens from (inclusive) to (exclusive). */
-  interface Body {
-    void accept(int from, int to);
-  }
-
-  /** Runs over all tokens in blocks, on several threads if the work is worth it. */
-  static void forEach(int tokens, long elementsPerToken, Body body) {
-    int blocks = (tokens + BLOCK - 1) / BLOCK;
-    IntStream range = IntStream.range(0, blocks);
-    if (blocks > 1 && tokens * elementsPerToken > 1 << 14) {
-      range = range.parallel();
-    }
-    range.forEach(block -> body.accept(block * BLOCK, Math.min(tokens, (block + 1) * BLOCK)));
-  }
-
-  /** What to add to the sums for the tokens from (inclusive) to (exclusive). */
-  interface Summand {
-    void accept(int from, int to, double[] sums);
-  }
-
-  /** Sums over all tokens, the same on any number of threads. */
-  static double[] sum(int tokens, int width, Summand summand) {
-    double[][] partial = new double[(tokens + BLOCK - 1) / BLOCK][];
-    forEach(
-        tokens,
-        width,
-        (from, to) -> {
-          double[] sums = new double[width];
-          summand.accept(from, to, sums);
-          partial[from / BLOCK] = sums;
-        });
-    double[] total = partial[0];
-    for (int block = 1; block < partial.length; block++) {
-      for (int i = 0; i < width; i++) {
-        total[i] += partial[block][i];
-      }
-    }
-    return total;
-  }
-
-  /** Sums of columns [first, first + n) of a token matrix. */
-  static double[] columnSums(INDArray rows, long first, int n) {
-    Elements in = Elements.read(rows);
-    long width = rows.columns();
-    return sum(
-        rows.rows(),
-        n,
-        (from, to, sums) -> {
-          double[] row = new double[n];
-          for (int t = from; t < to; t++) {
-            in.load(t * width + first, row, n);
-            for (int i = 0; i < n; i++) {
-              sums[i] += row[i];
-            }
-          }
-        });
-  }
-
-  /** Adds a vector to columns [first, first + n) of every token. */
-  static void addToColumns(INDArray rows, long first, double[] vector) {
-    Elements x = Elements.write(rows);
-    long width = rows.columns();
-    int n = vector.length;
-    forEach(
-        rows.rows(),
-        n,
-        (from, to) -> {
-          double[] row = new double[n];
-          for (int t = from; t < to; t++) {
-            x.load(t * width + first, row, n);
-            for (int i = 0; i < n; i++) {
-              row[i] += vector[i];
-            }
-            x.store(t * width + first, row, n);
-          }
-        });
-  }
-
   /** Sets whole rows to zero where the mask does, and all before step {@code first}. */
   static void zeroRows(INDArray rows, Mask mask, long time, long first) {
     if (mask == null && first == 0) {
@@ -231,54 +137,6 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
       if (t % time < first || (mask != null && !mask.isReal(t))) {
         x.store((long) t * width, zeros, width);
       }
-    }
-  }
-
-  /** A small vector's elements. */
-  static double[] vector(INDArray array) {
-    return array.toDoubleVector();
-  }
-
-  /** out = op(a) op(b), of which out may have any strides. */
-  static INDArray multiply(
-      INDArray a, boolean transposeA, INDArray b, boolean transposeB, INDArray out) {
-    Nd4j.exec(
-        new Mmul(
-            a,
-            b,
-            out,
-            1,
-            0,
-            MMulTranspose.builder().transposeA(transposeA).transposeB(transposeB).build()));
-    return out;
-  }
-
-  /** As {@link #multiply}, into an array of another type if need be. */
-  static void multiplyInto(
-      INDArray a, boolean transposeA, INDArray b, boolean transposeB, INDArray out) {
-    if (out.dataType() == a.dataType()) {
-      multiply(a, transposeA, b, transposeB, out);
-      return;
-    }
-    INDArray exact = Nd4j.createUninitialized(a.dataType(), out.shape(), 'f');
-    out.assign(multiply(a, transposeA, b, transposeB, exact));
-  }
-
-  /** Writes a vector of sums into a gradient view of any type. */
-  static void assign(INDArray view, double[] values) {
-    view.assign(
-        detached(() -> Nd4j.createFromArray(values).castTo(view.dataType()).reshape(view.shape())));
-  }
-
-  /** Makes arrays outside of all workspaces. */
-  static <T> T detached(Supplier<T> work) {
-    return within(Nd4j.getMemoryManager().scopeOutOfWorkspaces(), work);
-  }
-
-  /** Makes arrays in a workspace, and leaves it. */
-  static <T> T within(MemoryWorkspace workspace, Supplier<T> work) {
-    try (workspace) {
-      return work.get();
     }
   }
 }

@@ -1,0 +1,157 @@
+package io.github.gatedfwa.layers.runtime;
+
+import org.nd4j.linalg.api.blas.params.MMulTranspose;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.api.ops.impl.reduce.Mmul;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.NDArrayIndex;
+
+/** Products and sums of token matrices and weights. */
+final class Matrices {
+  private Matrices() {}
+
+  /**
+   * out = x w.
+   *
+   * @param x [tokens, n]
+   * @param w [n, m]
+   * @param out [tokens, m]
+   */
+  static INDArray product(INDArray x, INDArray w, INDArray out) {
+    return product(x, w, false, out);
+  }
+
+  /**
+   * out = x wᵀ.
+   *
+   * @param x [tokens, m]
+   * @param w [n, m]
+   * @param out [tokens, n]
+   */
+  static INDArray productWithTransposed(INDArray x, INDArray w, INDArray out) {
+    return product(x, w, true, out);
+  }
+
+  private static INDArray product(INDArray x, INDArray w, boolean transpose, INDArray out) {
+    if (x.rows() == 1) {
+      // One token: matrix times vector is several times faster than a product with one row.
+      exec(w, !transpose, flat(x), false, flat(out));
+    } else {
+      exec(x, false, w, transpose, out);
+    }
+    return out;
+  }
+
+  /**
+   * Gradient of a weight matrix, xᵀ dy.
+   *
+   * @param x [tokens, n]
+   * @param dy [tokens, m]
+   * @param view [n, m], of any type
+   */
+  static void weightGradient(INDArray x, INDArray dy, INDArray view) {
+    if (view.dataType() == x.dataType()) {
+      exec(x, true, dy, false, view);
+    } else {
+      INDArray exact = Nd4j.createUninitialized(x.dataType(), view.shape(), 'f');
+      exec(x, true, dy, false, exact);
+      view.assign(exact);
+    }
+  }
+
+  private static void exec(
+      INDArray a, boolean transposeA, INDArray b, boolean transposeB, INDArray out) {
+    Nd4j.exec(
+        new Mmul(
+            a,
+            b,
+            out,
+            1,
+            0,
+            MMulTranspose.builder().transposeA(transposeA).transposeB(transposeB).build()));
+  }
+
+  private static INDArray flat(INDArray row) {
+    return Memory.view(row, 0, row.length());
+  }
+
+  /** The first rows · columns elements of a flat vector as a matrix in 'f' order, a view. */
+  static INDArray leading(INDArray flattened, long rows, long columns) {
+    return flattened
+        .reshape(flattened.length())
+        .get(NDArrayIndex.interval(0, rows * columns))
+        .reshape('f', rows, columns);
+  }
+
+  /** The elements of a vector. */
+  static double[] vector(INDArray array) {
+    INDArray exact = array.dataType() == DataType.FLOAT16 ? array.castTo(DataType.FLOAT) : array;
+    double[] values = new double[Math.toIntExact(array.length())];
+    Elements.read(exact).load(0, values, values.length);
+    return values;
+  }
+
+  /** Writes values into a vector of any type. */
+  static void assign(INDArray view, double[] values) {
+    view.assign(
+        Memory.detached(
+            () -> Nd4j.createFromArray(values).castTo(view.dataType()).reshape(view.shape())));
+  }
+
+  /** Sums of columns [first, first + n) of a token matrix. */
+  static double[] columnSums(INDArray rows, long first, int n) {
+    Elements in = Elements.read(rows);
+    long width = rows.columns();
+    return Parallel.sum(
+        rows.rows(),
+        n,
+        (from, to, sums) -> {
+          double[] row = new double[n];
+          for (int t = from; t < to; t++) {
+            in.load(t * width + first, row, n);
+            for (int i = 0; i < n; i++) {
+              sums[i] += row[i];
+            }
+          }
+        });
+  }
+
+  /** Copies a whole token matrix into columns of another. */
+  static void copyToColumns(INDArray from, INDArray to, long first) {
+    Elements source = Elements.read(from);
+    Elements target = Elements.write(to);
+    int n = from.columns();
+    long width = to.columns();
+    Parallel.forEach(
+        from.rows(),
+        n,
+        (begin, end) -> {
+          double[] row = new double[n];
+          for (int t = begin; t < end; t++) {
+            source.load((long) t * n, row, n);
+            target.store(t * width + first, row, n);
+          }
+        });
+  }
+
+  /** Adds a vector to columns [first, first + n) of every token. */
+  static void addToColumns(INDArray rows, long first, double[] vector) {
+    Elements x = Elements.write(rows);
+    long width = rows.columns();
+    int n = vector.length;
+    Parallel.forEach(
+        rows.rows(),
+        n,
+        (from, to) -> {
+          double[] row = new double[n];
+          for (int t = from; t < to; t++) {
+            x.load(t * width + first, row, n);
+            for (int i = 0; i < n; i++) {
+              row[i] += vector[i];
+            }
+            x.store(t * width + first, row, n);
+          }
+        });
+  }
+}

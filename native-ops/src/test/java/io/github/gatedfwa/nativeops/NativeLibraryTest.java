@@ -1,0 +1,135 @@
+package io.github.gatedfwa.nativeops;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatCode;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.nd4j.linalg.api.ops.executioner.OpExecutioner.ExecutionerType;
+
+class NativeLibraryTest {
+
+  private static final String RESOURCE =
+      "io/github/gatedfwa/nativeops/linux-x86_64/libgatedfwa_cpu.so";
+
+  @TempDir Path directory;
+
+  @Test
+  void loadsAndDescribesItself() {
+    NativeLibrary.load();
+    NativeLibrary.load();
+    assertThat(NativeLibrary.instructionSet()).isIn("plain", "avx2", "avx512");
+    assertThat(NativeLibrary.threads()).isPositive();
+    assertThat(NativeLibrary.descriptor("gated_fwa_bp").getHash()).isNotZero();
+    assertThatThrownBy(() -> NativeLibrary.descriptor("gated"))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("no op gated")
+        .hasMessageContaining("gated_fwa_gate_bp");
+  }
+
+  @Test
+  void isLoadedOnceByManyThreads() {
+    JavaProcess.Result result = JavaProcess.run(Programs.Race.class, List.of());
+    assertThat(result.output()).contains("16 threads agree");
+    assertThat(result.exitCode()).isZero();
+  }
+
+  @Test
+  void builderFindsOpsAfterLateLoad() {
+    JavaProcess.Result result = JavaProcess.run(Programs.Late.class, List.of());
+    assertThat(result.output()).contains("before: false, after: true");
+  }
+
+  @Test
+  void jvmsShareOneCacheThatIsEmptyAtFirst() throws IOException {
+    String cache = "-Dorg.bytedeco.javacpp.cachedir=" + directory;
+    Process first = JavaProcess.start(Programs.Load.class, List.of(cache));
+    Process second = JavaProcess.start(Programs.Load.class, List.of(cache));
+    assertThat(JavaProcess.finish(first).output()).contains("loaded");
+    assertThat(JavaProcess.finish(second).output()).contains("loaded");
+    try (Stream<Path> files = Files.walk(directory.resolve("gatedfwa"))) {
+      assertThat(files.filter(Files::isRegularFile))
+          .singleElement()
+          .satisfies(file -> assertThat(file).hasFileName("libgatedfwa_cpu.so"));
+    }
+  }
+
+  @Test
+  void instructionSetIsTheUsersChoice() {
+    JavaProcess.Result result =
+        JavaProcess.run(
+            Programs.Load.class, List.of("-D" + NativeLibrary.INSTRUCTIONS_PROPERTY + "=plain"));
+    assertThat(result.output()).contains("loaded plain");
+  }
+
+  @Test
+  void unknownInstructionSetIsRefusedEachTime() {
+    JavaProcess.Result result =
+        JavaProcess.run(
+            Programs.Load.class, List.of("-D" + NativeLibrary.INSTRUCTIONS_PROPERTY + "=sse9"));
+    assertThat(result.output())
+        .containsSubsequence(
+            "failed: the system property gatedfwa.cpu.instructions asks for instruction set 'sse9';"
+                + " expected auto, plain, avx2 or avx512",
+            "failed: the system property gatedfwa.cpu.instructions");
+  }
+
+  @Test
+  void unsupportedPlatformIsNamed() {
+    JavaProcess.Result result =
+        JavaProcess.run(
+            Programs.Load.class, List.of("-Dorg.bytedeco.javacpp.platform=linux-riscv64"));
+    assertThat(result.output())
+        .contains("no native GatedFWA library for the platform linux-riscv64")
+        .contains("supported: linux-x86_64");
+  }
+
+  @Test
+  void brokenLibraryIsReportedWithItsCause() throws IOException {
+    Path library = directory.resolve(RESOURCE);
+    Files.createDirectories(library.getParent());
+    Files.writeString(library, "not a library");
+    JavaProcess.Result result =
+        JavaProcess.run(
+            Programs.Load.class,
+            List.of("-cp", directory + ":" + System.getProperty("java.class.path")));
+    assertThat(result.output())
+        .containsSubsequence(
+            "failed: the native GatedFWA library cannot be loaded from",
+            "supported: linux-x86_64 with glibc, ND4J 1.0.0-M2.1",
+            "cause: UnsatisfiedLinkError");
+  }
+
+  @Test
+  void missingBackEndIsReported() {
+    String withoutNative =
+        Stream.of(System.getProperty("java.class.path").split(":", -1))
+            .filter(entry -> !entry.contains("/nd4j-native/"))
+            .reduce((a, b) -> a + ":" + b)
+            .orElseThrow();
+    JavaProcess.Result result = JavaProcess.run(Programs.Load.class, List.of("-cp", withoutNative));
+    assertThat(result.output())
+        .contains("failed: ND4J cannot be started")
+        .contains("org.nd4j:nd4j-native:1.0.0-M2.1");
+  }
+
+  @Test
+  void otherVersionsAndBackEndsAreRefused() {
+    assertThatCode(() -> NativeLibrary.checkVersions(Map.of("nd4j-api", "1.0.0-M2.1")))
+        .doesNotThrowAnyException();
+    assertThatThrownBy(() -> NativeLibrary.checkVersions(Map.of("nd4j-native", "1.0.0-M1.1")))
+        .isInstanceOf(NativeLibraryException.class)
+        .hasMessage("nd4j-native is version 1.0.0-M1.1; supported: 1.0.0-M2.1");
+    assertThatThrownBy(() -> NativeLibrary.checkBackend(ExecutionerType.CUDA, "JCublasBackend"))
+        .isInstanceOf(NativeLibraryException.class)
+        .hasMessageContaining("JCublasBackend (CUDA)")
+        .hasMessageContaining("supported: nd4j-native");
+  }
+}

@@ -25,7 +25,7 @@ import org.datavec.api.split.CollectionInputSplit;
  * @param heldOut about one file in {@value #ONE_IN}, which it never sees
  */
 record SourceFiles(List<Path> training, List<Path> heldOut) {
-  private static final int ONE_IN = 40;
+  private static final int ONE_IN = 20;
 
   /**
    * @throws NotDirectoryException if root is not a folder

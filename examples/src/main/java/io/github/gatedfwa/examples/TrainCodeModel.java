@@ -59,10 +59,10 @@ public final class TrainCodeModel implements Callable<Integer> {
   Path model = Path.of("build", "code-model.zip");
 
   @Option(names = "--steps", description = "training steps in all, those already done included")
-  int steps = 600;
+  int steps = 2500;
 
   @Option(names = "--batch", description = "windows of text in a step")
-  int batch = 16;
+  int batch = 4;
 
   @Option(names = "--context", description = "bytes in a window of text")
   int context = 256;
@@ -83,7 +83,7 @@ public final class TrainCodeModel implements Callable<Integer> {
   double learningRate = 3e-3;
 
   @Option(names = "--warmup", description = "steps of warm-up")
-  int warmup = 40;
+  int warmup = 100;
 
   @Option(names = "--seed", description = "of weights, data order and sampling")
   long seed = 1;
@@ -150,6 +150,7 @@ public final class TrainCodeModel implements Callable<Integer> {
           model);
       return INTERRUPTED;
     }
+    out.printf("%nReading the held-out files...%n");
     measure(network, curve, files, out);
     out.printf("%n%d bytes from the model:%n%n", sample);
     Generate.stream(network, new byte[0], sample, 0.7, 0, seed, out);
@@ -281,7 +282,7 @@ public final class TrainCodeModel implements Callable<Integer> {
     results.put("order-1 model", baselines.order1(files.heldOut()));
     results.put("order-0 model", baselines.order0(files.heldOut()));
     results.put("xz -9", Baselines.xz(files.heldOut()));
-    out.printf("%nBits per byte on the held-out files:%n");
+    out.println("Bits per byte on the held-out files:");
     results.forEach((name, bits) -> out.printf(Locale.ROOT, "  %-14s %6.3f%n", name, bits));
     curve.draw(beside(".png"), results);
   }

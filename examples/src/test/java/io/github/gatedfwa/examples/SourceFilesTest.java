@@ -24,7 +24,7 @@ class SourceFilesTest {
 
     assertThat(files.training()).doesNotContainAnyElementsOf(files.heldOut()).isSorted();
     assertThat(files.training().size() + files.heldOut().size()).isEqualTo(400);
-    assertThat(files.heldOut().size()).isBetween(3, 25);
+    assertThat(files.heldOut().size()).isBetween(8, 35);
     assertThat(SourceFiles.under(other).heldOut().stream().map(other::relativize))
         .containsExactlyElementsOf(files.heldOut().stream().map(one::relativize).toList());
   }

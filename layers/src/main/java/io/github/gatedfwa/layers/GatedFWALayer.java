@@ -18,6 +18,7 @@ import org.deeplearning4j.nn.conf.layers.BaseRecurrentLayer;
 import org.deeplearning4j.nn.conf.layers.recurrent.Bidirectional;
 import org.deeplearning4j.nn.conf.memory.LayerMemoryReport;
 import org.deeplearning4j.optimize.api.TrainingListener;
+import org.nd4j.linalg.activations.impl.ActivationIdentity;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
@@ -80,6 +81,7 @@ public class GatedFWALayer extends BaseRecurrentLayer {
 
   private GatedFWALayer(Builder builder) {
     super(builder);
+    activationFn = new ActivationIdentity(); // whatever the network's default is
     nHeads = builder.nHeads;
     nKvHeads = builder.nKvHeads == 0 ? builder.nHeads : builder.nKvHeads;
     headSize = builder.headSize;

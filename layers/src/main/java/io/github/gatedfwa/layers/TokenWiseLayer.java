@@ -7,6 +7,7 @@ import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.inputs.InputType.InputTypeRecurrent;
 import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
+import org.nd4j.linalg.activations.impl.ActivationIdentity;
 
 /**
  * Configuration of a layer that treats every token of RNN data by itself, in place: RNN data
@@ -23,6 +24,7 @@ public abstract class TokenWiseLayer extends FeedForwardLayer {
 
   TokenWiseLayer(Builder<?> builder) {
     super(builder);
+    activationFn = new ActivationIdentity(); // whatever the network's default is
     rnnDataFormat = builder.rnnDataFormat;
     check(rnnDataFormat != null, "dataFormat = null: must be NCW or NWC");
   }

@@ -9,8 +9,10 @@ import org.deeplearning4j.nn.conf.WorkspaceMode;
 import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.layers.Layer;
+import org.deeplearning4j.nn.conf.layers.OutputLayer;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
 import org.deeplearning4j.nn.conf.layers.misc.FrozenLayerWithBackprop;
+import org.deeplearning4j.nn.conf.layers.recurrent.LastTimeStep;
 import org.deeplearning4j.nn.conf.weightnoise.DropConnect;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
@@ -191,11 +193,7 @@ class TrainingTest {
             .list()
             .layer(RMSNormLayer.builder().build())
             .layer(SwiGLULayer.builder().nOut(5).hiddenSize(6).build())
-            .layer(
-                new org.deeplearning4j.nn.conf.layers.OutputLayer.Builder()
-                    .nOut(2)
-                    .activation(Activation.SOFTMAX)
-                    .build())
+            .layer(new OutputLayer.Builder().nOut(2).activation(Activation.SOFTMAX).build())
             .setInputType(InputType.feedForward(N_IN))
             .build();
     MultiLayerNetwork net = new MultiLayerNetwork(conf);
@@ -334,5 +332,43 @@ class TrainingTest {
                 frozen.params().get(NDArrayIndex.all(), NDArrayIndex.interval(norm, end)),
                 before.get(NDArrayIndex.all(), NDArrayIndex.interval(norm, end))))
         .isZero();
+  }
+
+  @Test
+  void noiselessNoiseChangesNothing() {
+    MultiLayerNetwork plain = net(DataType.DOUBLE);
+    MultiLayerNetwork noisy =
+        Nets.net(
+            Nets.config(DataType.DOUBLE).updater(new Adam(0.02)).weightNoise(new DropConnect(1)),
+            N_IN,
+            RNNFormat.NCW,
+            layers());
+    noisy.setParams(plain.params());
+    for (int i = 0; i < 3; i++) {
+      plain.fit(sums(DataType.DOUBLE, i, 3, 6));
+      noisy.fit(sums(DataType.DOUBLE, i, 3, 6));
+    }
+    assertThat(Nets.distance(plain.params(), noisy.params())).isLessThan(1e-10);
+  }
+
+  @Test
+  void lastTimeStepTakesTheLastRealToken() {
+    MultiLayerNetwork net =
+        Nets.shaken(
+            Nets.net(
+                DataType.DOUBLE,
+                N_IN,
+                RNNFormat.NCW,
+                new LastTimeStep(Options.EVERYTHING.builder().build()),
+                new OutputLayer.Builder().nOut(2).activation(Activation.SOFTMAX).build()));
+    INDArray x = Nets.random(DataType.DOUBLE, 73, 2, N_IN, 6);
+    INDArray mask = Nd4j.createFromArray(new double[][] {{1, 1, 1, 0, 0, 0}, {1, 1, 1, 1, 1, 1}});
+    INDArray output = net.output(x, false, mask, null);
+    INDArray shorter = net.output(Nets.steps(x, RNNFormat.NCW, 0, 3));
+    // With a mask, DL4J collects the last steps in ND4J's default type, FLOAT.
+    assertThat(Nets.distance(output.getRow(0), shorter.getRow(0))).isLessThan(1e-6);
+    assertThat(Nets.distance(output.getRow(1), net.output(x).getRow(1))).isLessThan(1e-6);
+    net.fit(new DataSet(x, Nd4j.eye(2).castTo(DataType.DOUBLE), mask, null));
+    assertThat(net.params().isNaN().any()).isFalse();
   }
 }

@@ -39,7 +39,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
   /** The last forward pass, for the backward pass. */
   private transient Pass pass;
 
-  private transient Rotation rotation;
+  private transient Rotation rotation; // null until it is needed
 
   public GatedFWA(NeuralNetConfiguration conf, DataType dataType) {
     super(conf, dataType);
@@ -57,7 +57,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     HeadMath.Shift valueShift;
     INDArray shiftedKeys; // [R, kvHeads * headSize]
     INDArray shiftedValues;
-    Rotation rotation;
+    Rotation.Run rotation; // null for none
     INDArray queryScales; // [R, heads], null without normalisation
     INDArray keyScales; // [R, kvHeads], the same
     INDArray h; // [R, heads], null without a gate
@@ -211,7 +211,7 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     INDArray valueRows = p.shiftedValues == null ? p.projected : p.shiftedValues;
     long valueColumn = p.shiftedValues == null ? p.at.value() : 0;
 
-    p.rotation = rotation(cache == null ? 0 : cache.position(), (int) time);
+    p.rotation = rotation(cache == null ? 0 : cache.position(), time);
     if (c.isQkNorm()) {
       p.queryScales = matrix(p, c.getNHeads(), workspaces, memory);
       p.keyScales = matrix(p, c.getNKvHeads(), workspaces, memory);
@@ -319,15 +319,15 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
         p.mask);
   }
 
-  private Rotation rotation(long start, int positions) {
+  private Rotation.Run rotation(long start, long positions) {
     GatedFWALayer c = layerConf();
     if (c.getRopeBase() == 0) {
       return null;
     }
-    if (rotation == null || !rotation.covers(start, positions)) {
-      rotation = new Rotation(c.getRopeBase(), start, positions, c.getHeadSize());
+    if (rotation == null) {
+      rotation = new Rotation(c.getRopeBase(), c.getHeadSize());
     }
-    return rotation;
+    return rotation.run(start, positions);
   }
 
   private void gate(Pass p, boolean training, LayerWorkspaceMgr workspaces, ArrayType memory) {

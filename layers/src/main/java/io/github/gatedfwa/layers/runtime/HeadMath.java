@@ -28,7 +28,7 @@ final class HeadMath {
       int heads,
       int size,
       long time,
-      Rotation rotation,
+      Rotation.Run rotation,
       INDArray scales) {
     if (rotation == null && scales == null) {
       return;
@@ -77,7 +77,7 @@ final class HeadMath {
       int heads,
       int size,
       long time,
-      Rotation rotation,
+      Rotation.Run rotation,
       INDArray scales) {
     Elements y = Elements.read(result);
     Elements dy = Elements.read(gradient);

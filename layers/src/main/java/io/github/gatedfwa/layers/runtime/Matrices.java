@@ -5,7 +5,6 @@ import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.api.ops.impl.reduce.Mmul;
 import org.nd4j.linalg.factory.Nd4j;
-import org.nd4j.linalg.indexing.NDArrayIndex;
 
 /** Products and sums of token matrices and weights. */
 final class Matrices {
@@ -78,10 +77,12 @@ final class Matrices {
 
   /** The first rows · columns elements of a flat vector as a matrix in 'f' order, a view. */
   static INDArray leading(INDArray flattened, long rows, long columns) {
-    return flattened
-        .reshape(flattened.length())
-        .get(NDArrayIndex.interval(0, rows * columns))
-        .reshape('f', rows, columns);
+    return Nd4j.create(
+        flattened.data(),
+        new long[] {rows, columns},
+        new long[] {1, rows},
+        flattened.offset(),
+        'f');
   }
 
   /** The elements of a vector. */

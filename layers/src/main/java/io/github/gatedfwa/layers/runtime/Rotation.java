@@ -1,56 +1,75 @@
 package io.github.gatedfwa.layers.runtime;
 
 /**
- * Sines and cosines of the rotary position embedding (arXiv 2104.09864) for a run of positions:
- * pair (i, i + size/2) of a head turns by position · base^(-2i/size). Angles are double, so that
- * they are right at any position.
+ * The rotary position embedding (arXiv 2104.09864): pair (i, i + size/2) of a head turns by
+ * position · base^(-2i/size). Angles are double, so that they are right at any position.
+ *
+ * <p>Sines and cosines are tabled for the first {@value #FINE} positions and for every {@value
+ * #FINE}th one of a run; the rest follows from both by the addition theorem.
  */
 final class Rotation {
-  private final long start;
-  private final int positions;
+  private static final int FINE = 256;
+
   private final int half;
-  private final double[] cos;
-  private final double[] sin;
+  private final double[] frequency;
+  private final double[] fineCos;
+  private final double[] fineSin;
 
   /**
-   * @param start first position
-   * @param positions number of positions
    * @param size head size, even
    */
-  Rotation(double base, long start, int positions, int size) {
-    this.start = start;
-    this.positions = positions;
+  Rotation(double base, int size) {
     half = size / 2;
-    cos = new double[positions * half];
-    sin = new double[positions * half];
-    double[] frequency = new double[half];
+    frequency = new double[half];
     for (int i = 0; i < half; i++) {
       frequency[i] = Math.pow(base, -2.0 * i / size);
     }
-    for (int p = 0; p < positions; p++) {
-      for (int i = 0; i < half; i++) {
-        double angle = (start + p) * frequency[i];
-        cos[p * half + i] = Math.cos(angle);
-        sin[p * half + i] = Math.sin(angle);
-      }
+    fineCos = new double[FINE * half];
+    fineSin = new double[FINE * half];
+    fill(fineCos, fineSin, 0, 1);
+  }
+
+  /** Tables of the positions start, start + step, ... */
+  private void fill(double[] cos, double[] sin, long start, int step) {
+    for (int k = 0; k < cos.length; k++) {
+      double angle = (start + (long) k / half * step) * frequency[k % half];
+      cos[k] = Math.cos(angle);
+      sin[k] = Math.sin(angle);
     }
   }
 
-  /** Whether this holds exactly the given positions. */
-  boolean covers(long start, int positions) {
-    return this.start == start && this.positions == positions;
+  /** The rotation for the positions from start on. */
+  Run run(long start, long positions) {
+    int coarse = Math.toIntExact((positions + FINE - 1) / FINE);
+    Run run = new Run(coarse);
+    fill(run.coarseCos, run.coarseSin, start, FINE);
+    return run;
   }
 
-  /** Turns a head at start + step, backwards for direction -1. */
-  void apply(double[] head, int step, int direction) {
-    int at = step * half;
-    for (int i = 0; i < half; i++) {
-      double c = cos[at + i];
-      double s = direction * sin[at + i];
-      double x = head[i];
-      double y = head[i + half];
-      head[i] = x * c - y * s;
-      head[i + half] = y * c + x * s;
+  /** The rotation for a run of positions. */
+  final class Run {
+    private final double[] coarseCos;
+    private final double[] coarseSin;
+
+    private Run(int coarse) {
+      coarseCos = new double[coarse * half];
+      coarseSin = new double[coarse * half];
+    }
+
+    /** Turns a head at a step of the run, backwards for direction -1. */
+    void apply(double[] head, int step, int direction) {
+      int coarse = step / FINE * half;
+      int fine = step % FINE * half;
+      for (int i = 0; i < half; i++) {
+        double c = coarseCos[coarse + i];
+        double s = coarseSin[coarse + i];
+        double cos = c * fineCos[fine + i] - s * fineSin[fine + i];
+        double sin = direction * (s * fineCos[fine + i] + c * fineSin[fine + i]);
+        double x = head[i];
+        double y = head[i + half];
+        head[i] = x * cos - y * sin;
+        head[i + half] = y * cos + x * sin;
+      }
     }
   }
 }

@@ -77,12 +77,12 @@ final class ComposedGraph {
     return softplus(h.mul(beta).neg()).div(beta.add(eps));
   }
 
-  /** As in {@link ComposedArrays}; (x + |x|) / 2 rather than a maximum for the slope at 0. */
+  /** As in {@link ComposedArrays}; a trifle beside 0, where max(x, 0) and |x| have no slope. */
   private SDVariable softplus(SDVariable x) {
-    SDVariable size = sd.math().abs(x);
-    SDVariable e = sd.math().exp(size.neg());
+    SDVariable beside = x.add(1e-30);
+    SDVariable e = sd.math().exp(sd.math().abs(beside).neg());
     SDVariable logarithm = sd.math().atanh(e.div(e.add(2))).mul(2);
-    return logarithm.add(x.add(size).mul(0.5));
+    return logarithm.add(sd.nn().relu(beside, 0));
   }
 
   /**

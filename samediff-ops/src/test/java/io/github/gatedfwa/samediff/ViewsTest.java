@@ -1,0 +1,150 @@
+package io.github.gatedfwa.samediff;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.nd4j.linalg.indexing.NDArrayIndex.all;
+import static org.nd4j.linalg.indexing.NDArrayIndex.interval;
+
+import java.util.Arrays;
+import java.util.List;
+import java.util.function.UnaryOperator;
+import java.util.stream.Stream;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.INDArrayIndex;
+
+/** Arrays in other layouts hold the same numbers, so they must give the same bits. */
+class ViewsTest {
+
+  /** Copies an array into memory laid out in another way. */
+  enum Layout implements UnaryOperator<INDArray> {
+    FORTRAN {
+      @Override
+      public INDArray apply(INDArray x) {
+        return x.dup('f');
+      }
+    },
+    REVERSED_AXES {
+      @Override
+      public INDArray apply(INDArray x) {
+        int[] order = new int[x.rank()];
+        Arrays.setAll(order, i -> x.rank() - 1 - i);
+        return x.permute(order).dup('c').permute(order);
+      }
+    },
+    INNER_PART {
+      @Override
+      public INDArray apply(INDArray x) {
+        long[] padded = x.shape().clone();
+        INDArrayIndex[] part = new INDArrayIndex[x.rank()];
+        for (int i = 0; i < padded.length; i++) {
+          part[i] = interval(i + 1, i + 1 + padded[i]);
+          padded[i] += 2 * i + 2;
+        }
+        INDArray whole = Nd4j.create(x.dataType(), padded);
+        if (x.dataType() != DataType.BOOL) {
+          whole.assign(Double.NaN);
+        }
+        INDArray view = whole.get(part);
+        view.assign(x);
+        return view;
+      }
+    },
+    EVERY_OTHER_ELEMENT {
+      @Override
+      public INDArray apply(INDArray x) {
+        long[] wider = x.shape().clone();
+        wider[wider.length - 1] *= 2;
+        INDArrayIndex[] part = new INDArrayIndex[x.rank()];
+        Arrays.fill(part, all());
+        part[x.rank() - 1] = interval(0, 2, wider[wider.length - 1]);
+        INDArray view = Nd4j.create(x.dataType(), wider).get(part);
+        view.assign(x);
+        return view;
+      }
+    }
+  }
+
+  static Stream<Arguments> layoutsAndTypes() {
+    return Stream.of(Layout.values())
+        .flatMap(
+            layout ->
+                Stream.of(DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16)
+                    .map(type -> Arguments.of(layout, type)));
+  }
+
+  @ParameterizedTest
+  @MethodSource("layoutsAndTypes")
+  void inputsOfAttention(Layout layout, DataType type) {
+    AttentionCase c = someCase(type);
+    AttentionCase views =
+        new AttentionCase(
+            layout.apply(c.q()),
+            layout.apply(c.k()),
+            layout.apply(c.v()),
+            layout.apply(c.alpha()),
+            layout.apply(c.mask()),
+            layout.apply(c.dO()),
+            c.window(),
+            c.scale());
+    for (Implementation implementation :
+        List.of(Implementation.NATIVE, Implementation.COMPOSED_ARRAYS)) {
+      assertThat(implementation.attention(views)).isEqualTo(implementation.attention(c));
+    }
+  }
+
+  @ParameterizedTest
+  @MethodSource("layoutsAndTypes")
+  void outputsOfAttention(Layout layout, DataType type) {
+    AttentionCase c = someCase(type);
+    List<INDArray> expected = Implementation.NATIVE.attention(c);
+    INDArray[] out =
+        expected.stream().map(x -> layout.apply(x.mul(Double.NaN))).toArray(INDArray[]::new);
+    Nd4j.exec(
+        new GatedFwa(
+            c.q(), c.k(), c.v(), c.alpha(), c.mask(), c.window(), c.scale(), out[0], out[1]));
+    Nd4j.exec(
+        new GatedFwaBp(
+            c.q(),
+            c.k(),
+            c.v(),
+            c.alpha(),
+            c.mask(),
+            out[0],
+            out[1],
+            c.dO(),
+            c.window(),
+            c.scale(),
+            Arrays.copyOfRange(out, 2, 6)));
+    assertThat(List.of(out)).isEqualTo(expected);
+  }
+
+  @ParameterizedTest
+  @EnumSource(Layout.class)
+  void gate(Layout layout) {
+    INDArray h = Nd4j.randn(DataType.FLOAT, 2, 9, 3);
+    INDArray beta = Nd4j.rand(DataType.FLOAT, 2, 9, 3).addi(0.5);
+    INDArray dalpha = Nd4j.randn(DataType.FLOAT, 2, 9, 3);
+    List<INDArray> expected = Implementation.NATIVE.gate(h, beta, dalpha, 1e-3);
+    INDArray[] out =
+        expected.stream().map(x -> layout.apply(x.mul(Double.NaN))).toArray(INDArray[]::new);
+    Nd4j.exec(new GatedFwaGate(layout.apply(h), layout.apply(beta), 1e-3, out[0]));
+    Nd4j.exec(
+        new GatedFwaGateBp(
+            layout.apply(h),
+            layout.apply(beta),
+            layout.apply(dalpha),
+            1e-3,
+            Arrays.copyOfRange(out, 1, 3)));
+    assertThat(List.of(out)).isEqualTo(expected);
+  }
+
+  private static AttentionCase someCase(DataType type) {
+    AttentionCase c = AttentionCase.random(7, 2, 70, 83, 4, 2, 24, 16, 20, 1);
+    return c.withMask(Nd4j.rand(DataType.DOUBLE, 2, 83).gt(0.2)).castTo(type);
+  }
+}

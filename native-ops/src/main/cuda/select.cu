@@ -1,0 +1,357 @@
+// Which kernel runs, what scratch memory it takes, and the launches in order.
+#include "internal.h"
+
+namespace gatedfwa::cuda {
+namespace {
+
+constexpr int64_t kMaxHead = 256;
+constexpr int64_t kMaxLength = int64_t(1) << 30;  ///< positions are 32-bit inside
+constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
+constexpr int64_t kDecodeQueries = 4;    ///< up to here the keys are split
+constexpr double kSmallestScale = 1e-4;  ///< decays are divided by the scale in the tensor-core kernels
+
+int64_t elementBytes(ElementType type) {
+  switch (type) {
+    case ElementType::Float64:
+      return 8;
+    case ElementType::Float32:
+      return 4;
+    case ElementType::Float16:
+    case ElementType::BFloat16:
+      return 2;
+    case ElementType::Bool:
+      return 1;
+  }
+  return 1;
+}
+
+int paddedHead(const AttentionProblem& p) {
+  const int64_t d = std::max(p.headSize, p.valueSize);
+  return d <= 64 ? 64 : d <= 128 ? 128 : 256;
+}
+
+bool empty(const AttentionProblem& p) { return p.batch == 0 || p.queryLength == 0 || p.heads == 0; }
+
+Span keySpan(const AttentionProblem& p, bool fromZero) {
+  const int64_t first =
+      fromZero
+          ? 0
+          : std::max<int64_t>(0, p.keyLength - p.queryLength - std::min(p.window, p.keyLength) + 1) / kSpan * kSpan;
+  return {first, divUp(p.keyLength, kSpan) * kSpan - first};
+}
+Span querySpan(const AttentionProblem& p) {
+  const int64_t first = (p.keyLength - p.queryLength) / kSpan * kSpan;
+  return {first, divUp(p.keyLength, kSpan) * kSpan - first};
+}
+
+/// One call: the pieces of its workspace are taken in order, and unless only counted, filled and used on the stream.
+struct Call {
+  Arena arena;
+  bool run;
+  cudaStream_t stream;
+  cudaError_t error = cudaSuccess;
+
+  template <typename Launch>
+  void launch(Launch f) {
+    if (run && error == cudaSuccess) error = f();
+  }
+};
+
+template <typename F>
+DecaySums<F> decaySums(Call& call, const AttentionProblem& p, Span keys, const void* ready) {
+  if (!p.alpha.data) return {};
+  const bool withLow = p.type == ElementType::Float32;  // half types do not see what float32 prefixes lose
+  if (ready) {
+    Arena arena(const_cast<void*>(ready));
+    DecaySumsOut<F> sums = takeSums<F>(arena, p.batch, p.heads, keys);
+    if (!withLow) sums.prefixLow = nullptr;
+    return sums;
+  }
+  const DecaySumsOut<F> out = takeSums<F>(call.arena, p.batch, p.heads, keys, withLow);
+  call.launch([&] { return launchDecaySums<F>(p.alpha, p.batch, p.keyLength, p.heads, keys, out, call.stream); });
+  return out;
+}
+
+const uint64_t* keyBits(Call& call, const AttentionProblem& p, Span keys) {
+  if (!p.mask.data) return nullptr;
+  uint64_t* const bits = call.arena.take<uint64_t>(p.batch * keys.tiles());
+  call.launch([&] { return launchKeyBits(p.mask, p.maskType, p.batch, p.keyLength, keys, bits, call.stream); });
+  return bits;
+}
+
+/// The operand itself where its rows are aligned, else a packed copy.
+template <typename T>
+Rows<T> rows(Call& call, const Input& x, int64_t batch, int64_t length, int64_t heads, int64_t width) {
+  if (rowsAligned(x, width, sizeof(T)))
+    return {static_cast<const T*>(x.data), x.strides[0], x.strides[1], x.strides[2], static_cast<int>(width)};
+  const int64_t perChunk = 16 / sizeof(T), padded = divUp(width, perChunk) * perChunk;
+  T* const packed = call.arena.take<T>(batch * length * heads * padded);
+  call.launch([&] { return launchPack<T>(x, batch, length, heads, width, padded, packed, call.stream); });
+  return {packed, length * heads * padded, heads * padded, padded, static_cast<int>(padded)};
+}
+
+template <typename T>
+OutRows<T> outRows(const Output& x, int64_t width) {
+  Input in;
+  in.data = x.data;
+  std::copy(x.strides, x.strides + 4, in.strides);
+  return {
+      static_cast<T*>(x.data),          x.strides[0], x.strides[1], x.strides[2], x.strides[3], static_cast<int>(width),
+      rowsAligned(in, width, sizeof(T))};
+}
+
+template <typename T>
+AttentionArgs<T> commonArgs(Call& call, const AttentionProblem& p, const void* sums) {
+  AttentionArgs<T> a{};
+  a.keys = keySpan(p, sums != nullptr);
+  a.queries = querySpan(p);
+  a.sums = decaySums<float>(call, p, a.keys, sums);
+  a.keyBits = keyBits(call, p, a.keys);
+  a.q = rows<T>(call, p.q, p.batch, p.queryLength, p.heads, p.headSize);
+  a.k = rows<T>(call, p.k, p.batch, p.keyLength, p.kvHeads, p.headSize);
+  a.v = rows<T>(call, p.v, p.batch, p.keyLength, p.kvHeads, p.valueSize);
+  a.N = static_cast<int>(p.queryLength);
+  a.M = static_cast<int>(p.keyLength);
+  a.H = static_cast<int>(p.heads);
+  a.group = static_cast<int>(p.heads / p.kvHeads);
+  a.window = static_cast<int>(std::min(p.window, p.keyLength));
+  a.batch = p.batch;
+  a.scale = static_cast<float>(p.scale);
+  a.scaleLog2 = static_cast<float>(p.scale * kLog2e);
+  return a;
+}
+
+template <MmaKind kind>
+void forwardMma(Call& call, const AttentionForward& p, const void* sums) {
+  using T = typename MmaElement<kind>::type;
+  AttentionArgs<T> a = commonArgs<T>(call, p, sums);
+  a.o = outRows<T>(p.o, p.valueSize);
+  a.lse = static_cast<float*>(p.lse.data);
+  a.lseBatch = p.lse.strides[0];
+  a.lseHead = p.lse.strides[1];
+  a.lseRow = p.lse.strides[2];
+  call.launch([&] { return launchForwardMma<kind>(a, paddedHead(p), call.stream); });
+}
+
+template <MmaKind kind>
+void backwardMma(Call& call, const AttentionBackward& p, const void* sums) {
+  using T = typename MmaElement<kind>::type;
+  AttentionArgs<T> a = commonArgs<T>(call, p, sums);
+  a.dO = rows<T>(call, p.dO, p.batch, p.queryLength, p.heads, p.valueSize);
+  a.dq = outRows<T>(p.dq, p.headSize);
+  a.dk = outRows<T>(p.dk, p.headSize);
+  a.dv = outRows<T>(p.dv, p.valueSize);
+  const int64_t queryRows = p.batch * p.heads * a.queries.length;
+  float* const lse = call.arena.take<float>(queryRows);
+  float* const decayedLse = call.arena.take<float>(queryRows);
+  float* const delta = call.arena.take<float>(queryRows);
+  call.launch(
+      [&] { return launchRowStatistics<T>(p, a.sums, a.keys, a.queries, lse, decayedLse, delta, call.stream); });
+  a.rowLse = lse;
+  a.rowDecayedLse = decayedLse;
+  a.rowDelta = delta;
+  const int head = paddedHead(p), warpRows = tiling(Pass::DkDv, sizeof(T), head).warpRows();
+  if (p.alpha.data) {
+    a.boundary = dalphaBoundary(a.window);
+    a.boundarySlots = dalphaSlots(a.window);
+    const int64_t columns = p.batch * p.heads * a.keys.length, marks = columns / warpRows * (a.boundarySlots + 1);
+    a.rowSums = call.arena.take<float>(queryRows);
+    a.columnSums = call.arena.take<float>(columns);
+    a.warpSums = call.arena.take<float>(marks);
+    // Keys that no query sees are visited by no warp.
+    call.launch([&] { return cudaMemsetAsync(a.columnSums, 0, columns * sizeof(float), call.stream); });
+    call.launch([&] { return cudaMemsetAsync(a.warpSums, 0, marks * sizeof(float), call.stream); });
+  }
+  call.launch([&] { return launchBackwardMma<kind>(a, head, call.stream); });
+  if (p.alpha.data)
+    call.launch([&] {
+      return launchDalpha<float>(p, a.keys, a.queries, a.rowSums, a.columnSums, a.warpSums, warpRows, a.boundary,
+                                 a.boundarySlots, call.stream);
+    });
+}
+
+template <typename T, typename F>
+void forwardPlain(Call& call, const AttentionForward& p, const void* ready) {
+  const Span keys = keySpan(p, ready != nullptr);
+  const DecaySums<F> sums = decaySums<F>(call, p, keys, ready);
+  const uint64_t* const bits = keyBits(call, p, keys);
+  call.launch([&] { return launchForwardPlain<T, F>(p, sums, bits, keys, call.stream); });
+}
+
+template <typename T, typename F>
+void backwardPlain(Call& call, const AttentionBackward& p, const void* ready) {
+  const Span keys = keySpan(p, ready != nullptr);
+  const DecaySums<F> sums = decaySums<F>(call, p, keys, ready);
+  const uint64_t* const bits = keyBits(call, p, keys);
+  const int64_t queryRows = p.batch * p.heads * p.queryLength;
+  F* const delta = call.arena.take<F>(queryRows);
+  F* const rowSums = call.arena.take<F>(queryRows);
+  const Span queries{p.keyLength - p.queryLength, p.queryLength};
+  const int64_t window = std::min(p.window, p.keyLength);
+  const int boundary = dalphaBoundary(window), slots = dalphaSlots(window);
+  F *columnSums = nullptr, *warpSums = nullptr;
+  if (p.alpha.data) {
+    const int64_t columns = p.batch * p.heads * keys.length, marks = columns * (slots + 1);
+    columnSums = call.arena.take<F>(columns);
+    warpSums = call.arena.take<F>(marks);
+    call.launch([&] { return cudaMemsetAsync(columnSums, 0, columns * sizeof(F), call.stream); });
+    call.launch([&] { return cudaMemsetAsync(warpSums, 0, marks * sizeof(F), call.stream); });
+  }
+  call.launch([&] {
+    return launchBackwardPlain<T, F>(p, sums, bits, keys, delta, rowSums, columnSums, warpSums, boundary, slots,
+                                     call.stream);
+  });
+  if (p.alpha.data)
+    call.launch([&] {
+      return launchDalpha<F>(p, keys, queries, rowSums, columnSums, warpSums, 1, boundary, slots, call.stream);
+    });
+}
+
+template <typename T>
+void decode(Call& call, const AttentionForward& p, const Device& device, const void* ready) {
+  const Span keys = keySpan(p, ready != nullptr);
+  const DecaySums<float> sums = decaySums<float>(call, p, keys, ready);
+  const uint64_t* const bits = keyBits(call, p, keys);
+  const int splits = decodeSplits(p, device);
+  float* const partial = call.arena.take<float>(p.batch * p.heads * p.queryLength * splits * (2 + p.valueSize));
+  call.launch([&] { return launchDecode<T>(p, sums, bits, keys, splits, partial, call.stream); });
+}
+
+void forward(Call& call, Kernel kernel, const AttentionForward& p, const void* sums, const Device& device,
+             FloatMode mode) {
+  const ElementType type = p.type;
+  if (kernel == Kernel::MmaSync) {
+    if (type == ElementType::Float16)
+      forwardMma<MmaKind::Half>(call, p, sums);
+    else if (type == ElementType::BFloat16)
+      forwardMma<MmaKind::BFloat16>(call, p, sums);
+    else if (mode == FloatMode::Strict)
+      forwardMma<MmaKind::Float32Strict>(call, p, sums);
+    else
+      forwardMma<MmaKind::Float32Tf32>(call, p, sums);
+  } else if (kernel == Kernel::Decode) {
+    if (type == ElementType::Float16)
+      decode<__half>(call, p, device, sums);
+    else if (type == ElementType::BFloat16)
+      decode<__nv_bfloat16>(call, p, device, sums);
+    else
+      decode<float>(call, p, device, sums);
+  } else {
+    if (type == ElementType::Float64)
+      forwardPlain<double, double>(call, p, sums);
+    else if (type == ElementType::Float16)
+      forwardPlain<__half, float>(call, p, sums);
+    else if (type == ElementType::BFloat16)
+      forwardPlain<__nv_bfloat16, float>(call, p, sums);
+    else
+      forwardPlain<float, float>(call, p, sums);
+  }
+}
+
+void backward(Call& call, Kernel kernel, const AttentionBackward& p, const void* sums, FloatMode mode) {
+  const ElementType type = p.type;
+  if (kernel == Kernel::MmaSync) {
+    if (type == ElementType::Float16)
+      backwardMma<MmaKind::Half>(call, p, sums);
+    else if (type == ElementType::BFloat16)
+      backwardMma<MmaKind::BFloat16>(call, p, sums);
+    else if (mode == FloatMode::Strict)
+      backwardMma<MmaKind::Float32Strict>(call, p, sums);
+    else
+      backwardMma<MmaKind::Float32Tf32>(call, p, sums);
+  } else {
+    if (type == ElementType::Float64)
+      backwardPlain<double, double>(call, p, sums);
+    else if (type == ElementType::Float16)
+      backwardPlain<__half, float>(call, p, sums);
+    else if (type == ElementType::BFloat16)
+      backwardPlain<__nv_bfloat16, float>(call, p, sums);
+    else
+      backwardPlain<float, float>(call, p, sums);
+  }
+}
+
+template <typename Body>
+Result execute(Selection selection, void* workspace, size_t bytes, cudaStream_t stream, Body body) {
+  if (selection.kernel == Kernel::None) return {Status::Unsupported, cudaSuccess};
+  Call sizing{Arena(nullptr), false, stream};
+  body(sizing, selection.kernel);
+  if (sizing.arena.used() > bytes || (sizing.arena.used() > 0 && !workspace))
+    return {Status::WorkspaceTooSmall, cudaSuccess};
+  Call call{Arena(workspace), true, stream};
+  body(call, selection.kernel);
+  return {call.error == cudaSuccess ? Status::Ok : Status::CudaError, call.error};
+}
+
+}  // namespace
+
+Result queryDevice(int ordinal, Device* device) {
+  int major = 0, minor = 0, multiprocessors = 0, shared = 0;
+  cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, ordinal);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
+  if (e != cudaSuccess) return {Status::CudaError, e};
+  *device = {ordinal, major, minor, multiprocessors, static_cast<size_t>(shared)};
+  return {};
+}
+
+Selection selectKernel(const AttentionProblem& p, const Device& device, FloatMode, bool isBackward) {
+  if (p.type == ElementType::Bool) return {Kernel::None, "BOOL is no element type"};
+  if (p.headSize < 1 || p.valueSize < 1 || p.headSize > kMaxHead || p.valueSize > kMaxHead)
+    return {Kernel::None, "head sizes from 1 to 256 are supported"};
+  if (p.keyLength > kMaxLength) return {Kernel::None, "more than 2^30 keys"};
+  if (p.batch > 65535 || p.batch * p.heads * divUp(p.keyLength + kSpan, 4) > kMaxGrid)
+    return {Kernel::None, "batch x heads x length exceeds the grid"};
+  if (device.major * 10 + device.minor < 75) return {Kernel::None, "compute capability below 7.5"};
+  if (p.type == ElementType::Float64) return {Kernel::Plain, "DOUBLE has no tensor-core tile"};
+  if (!(p.scale >= kSmallestScale && p.scale <= 1e30)) return {Kernel::Plain, "scale is not positive, or extreme"};
+  const int64_t bytes = elementBytes(p.type);
+  if (!isBackward && p.queryLength <= kDecodeQueries && rowsAligned(p.k, p.headSize, bytes) &&
+      rowsAligned(p.v, p.valueSize, bytes) && p.q.strides[3] == 1)
+    return {Kernel::Decode, "few queries: the keys are split"};
+  if (device.major < 8) return {Kernel::Plain, "compute capability below 8.0 has no asynchronous copies"};
+  return {Kernel::MmaSync, "tensor cores, mma.sync"};
+}
+
+size_t attentionForwardWorkspace(const AttentionForward& p, const Device& device, FloatMode mode) {
+  const Selection s = selectKernel(p, device, mode, false);
+  if (s.kernel == Kernel::None || empty(p)) return 0;
+  Call call{Arena(nullptr), false, nullptr};
+  forward(call, s.kernel, p, nullptr, device, mode);
+  return call.arena.used();
+}
+
+size_t attentionBackwardWorkspace(const AttentionBackward& p, const Device& device, FloatMode mode) {
+  const Selection s = selectKernel(p, device, mode, true);
+  if (s.kernel == Kernel::None || empty(p)) return 0;
+  Call call{Arena(nullptr), false, nullptr};
+  backward(call, s.kernel, p, nullptr, mode);
+  return call.arena.used();
+}
+
+Result attentionForwardWithSums(const AttentionForward& p, const void* sums, const Device& device, FloatMode mode,
+                                void* workspace, size_t bytes, cudaStream_t stream) {
+  if (empty(p)) return {};
+  return execute(selectKernel(p, device, mode, false), workspace, bytes, stream,
+                 [&](Call& call, Kernel kernel) { forward(call, kernel, p, sums, device, mode); });
+}
+
+Result attentionBackwardWithSums(const AttentionBackward& p, const void* sums, const Device& device, FloatMode mode,
+                                 void* workspace, size_t bytes, cudaStream_t stream) {
+  if (empty(p)) return {};
+  return execute(selectKernel(p, device, mode, true), workspace, bytes, stream,
+                 [&](Call& call, Kernel kernel) { backward(call, kernel, p, sums, mode); });
+}
+
+Result attentionForward(const AttentionForward& p, const Device& device, FloatMode mode, void* workspace, size_t bytes,
+                        cudaStream_t stream) {
+  return attentionForwardWithSums(p, nullptr, device, mode, workspace, bytes, stream);
+}
+
+Result attentionBackward(const AttentionBackward& p, const Device& device, FloatMode mode, void* workspace,
+                         size_t bytes, cudaStream_t stream) {
+  return attentionBackwardWithSums(p, nullptr, device, mode, workspace, bytes, stream);
+}
+
+}  // namespace gatedfwa::cuda

@@ -1,0 +1,89 @@
+package io.github.gatedfwa.samediff;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.nd4j.autodiff.samediff.SDVariable;
+import org.nd4j.autodiff.samediff.SameDiff;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+
+/** Which implementation the front doors choose, each in a JVM of its own. */
+class FallbackTest {
+
+  /** Attends through both front doors, twice, and reports. */
+  static final class Attend {
+
+    private Attend() {}
+
+    public static void main(String[] args) {
+      try {
+        for (int i = 0; i < 2; i++) {
+          INDArray ones = Nd4j.ones(DataType.FLOAT, 1, 5, 2, 8);
+          INDArray o = new NDGatedFwa().gatedFwa(ones, ones, ones, null, null, 3, 0)[0];
+          SameDiff sd = SameDiff.create();
+          SDVariable x = sd.var("x", ones);
+          INDArray graph = new SDGatedFwa(sd).gatedFwa("o", x, x, x, null, null, 3, 0)[0].eval();
+          System.out.println(
+              "native "
+                  + GatedFwaOps.isNativeAvailable()
+                  + " sums "
+                  + o.sumNumber()
+                  + " "
+                  + graph.sumNumber()
+                  + " native ops in graph "
+                  + sd.getOps().values().stream()
+                      .filter(op -> op.getOp() instanceof GatedFwa)
+                      .count());
+        }
+      } catch (RuntimeException e) {
+        System.out.println("failed: " + e.getMessage());
+      }
+    }
+  }
+
+  @Test
+  void nativeByDefault() {
+    assertThat(JavaProcess.run(Attend.class, List.of()).output())
+        .contains("native true sums 80.0 80.0 native ops in graph 1")
+        .doesNotContain("which is slower");
+  }
+
+  @Test
+  void composedWhereSwitchedOff() {
+    assertThat(JavaProcess.run(Attend.class, List.of("-Dgatedfwa.native=off")).output())
+        .contains("native false sums 80.0 80.0 native ops in graph 0")
+        .doesNotContain("which is slower");
+  }
+
+  @Test
+  void composedWithOneWarningWhereItCannotBeLoaded() {
+    String output =
+        JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cpu.instructions=none")).output();
+    assertThat(output).contains("native false sums 80.0 80.0 native ops in graph 0");
+    String warning = "GatedFWA runs on ND4J's own ops, which is slower: ";
+    assertThat(output)
+        .contains(warning + "the system property gatedfwa.cpu.instructions asks for")
+        .containsOnlyOnce(warning);
+  }
+
+  @Test
+  void exceptionWhereRequiredAndNotThere() {
+    assertThat(
+            JavaProcess.run(
+                    Attend.class,
+                    List.of("-Dgatedfwa.native=required", "-Dgatedfwa.cpu.instructions=none"))
+                .output())
+        .contains("failed: the system property gatedfwa.cpu.instructions asks for");
+  }
+
+  @Test
+  void unknownValueIsRefused() {
+    assertThat(JavaProcess.run(Attend.class, List.of("-Dgatedfwa.native=maybe")).output())
+        .contains(
+            "failed: the system property gatedfwa.native is 'maybe'; expected auto, required or"
+                + " off");
+  }
+}

@@ -14,40 +14,64 @@ using Shape = std::vector<int64_t>;
 
 const char* nameOf(DataType type) {
   switch (type) {
-    case DataType::Float: return "FLOAT";
-    case DataType::Double: return "DOUBLE";
-    case DataType::Half: return "HALF";
-    case DataType::BFloat16: return "BFLOAT16";
-    case DataType::Bool: return "BOOL";
-    case DataType::Byte: return "BYTE";
-    case DataType::Short: return "SHORT";
-    case DataType::Int: return "INT";
-    case DataType::Long: return "LONG";
-    case DataType::UByte: return "UBYTE";
-    case DataType::UShort: return "UINT16";
-    case DataType::UInt: return "UINT32";
-    case DataType::ULong: return "UINT64";
-    default: return "of an unknown type";
+    case DataType::Float:
+      return "FLOAT";
+    case DataType::Double:
+      return "DOUBLE";
+    case DataType::Half:
+      return "HALF";
+    case DataType::BFloat16:
+      return "BFLOAT16";
+    case DataType::Bool:
+      return "BOOL";
+    case DataType::Byte:
+      return "BYTE";
+    case DataType::Short:
+      return "SHORT";
+    case DataType::Int:
+      return "INT";
+    case DataType::Long:
+      return "LONG";
+    case DataType::UByte:
+      return "UBYTE";
+    case DataType::UShort:
+      return "UINT16";
+    case DataType::UInt:
+      return "UINT32";
+    case DataType::ULong:
+      return "UINT64";
+    default:
+      return "of an unknown type";
   }
 }
 
 ElementType elementType(DataType type) {
   switch (type) {
-    case DataType::Float: return ElementType::Float32;
-    case DataType::Double: return ElementType::Float64;
-    case DataType::Half: return ElementType::Float16;
-    case DataType::BFloat16: return ElementType::BFloat16;
-    case DataType::Bool: return ElementType::Bool;
-    default: throw std::invalid_argument("gated_fwa: not an element type");
+    case DataType::Float:
+      return ElementType::Float32;
+    case DataType::Double:
+      return ElementType::Float64;
+    case DataType::Half:
+      return ElementType::Float16;
+    case DataType::BFloat16:
+      return ElementType::BFloat16;
+    case DataType::Bool:
+      return ElementType::Bool;
+    default:
+      throw std::invalid_argument("gated_fwa: not an element type");
   }
 }
 
 int64_t sizeOf(DataType type) {
   switch (type) {
-    case DataType::Double: return 8;
-    case DataType::Float: return 4;
-    case DataType::Bool: return 1;
-    default: return 2;
+    case DataType::Double:
+      return 8;
+    case DataType::Float:
+      return 4;
+    case DataType::Bool:
+      return 1;
+    default:
+      return 2;
   }
 }
 
@@ -78,19 +102,27 @@ struct Dimension {
 
   bool allows(int64_t size) const {
     switch (rule) {
-      case Exactly: return size == value;
-      case AtLeast: return size >= value;
-      case UpTo: return size >= 1 && size <= value;
-      default: return size >= 1 && value % size == 0;
+      case Exactly:
+        return size == value;
+      case AtLeast:
+        return size >= value;
+      case UpTo:
+        return size >= 1 && size <= value;
+      default:
+        return size >= 1 && value % size == 0;
     }
   }
   std::string toString() const {
     const std::string number = std::to_string(value);
     switch (rule) {
-      case Exactly: return number;
-      case AtLeast: return ">=" + number;
-      case UpTo: return "1.." + number;
-      default: return "a divisor of " + number;
+      case Exactly:
+        return number;
+      case AtLeast:
+        return ">=" + number;
+      case UpTo:
+        return "1.." + number;
+      default:
+        return "a divisor of " + number;
     }
   }
 };
@@ -314,8 +346,7 @@ struct Attention {
     const double asked = arguments.reals.empty() ? 0 : arguments.reals[0];
     if (!std::isfinite(asked)) check.fail("argument 'scale' is ", asked, "; it must be finite (0 means 1/sqrt(D))");
 
-    if (!isFloatingPoint(q->type))
-      check.fail("q is ", nameOf(q->type), "; expected FLOAT, DOUBLE, HALF or BFLOAT16");
+    if (!isFloatingPoint(q->type)) check.fail("q is ", nameOf(q->type), "; expected FLOAT, DOUBLE, HALF or BFLOAT16");
     check.shape("q", *q, {atLeast(0), atLeast(0), atLeast(1), upTo(kMaxHeadSize)});
     batch = q->shape[0];
     queryLength = q->shape[1];

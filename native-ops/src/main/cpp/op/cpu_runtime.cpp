@@ -15,9 +15,12 @@ std::atomic<cpu::InstructionSet> selected{cpu::InstructionSet::Plain};
 
 const char* nameOf(cpu::InstructionSet set) {
   switch (set) {
-    case cpu::InstructionSet::Avx512: return "avx512";
-    case cpu::InstructionSet::Avx2: return "avx2";
-    default: return "plain";
+    case cpu::InstructionSet::Avx512:
+      return "avx512";
+    case cpu::InstructionSet::Avx2:
+      return "avx2";
+    default:
+      return "plain";
   }
 }
 

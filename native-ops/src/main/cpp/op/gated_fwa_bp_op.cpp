@@ -9,7 +9,9 @@ class GatedFwaBpOp final : public PluginOp {
   GatedFwaBpOp() : PluginOp("gated_fwa_bp", 3) {}
 
  private:
-  std::vector<OutputShape> shapes(const OpArguments& arguments) const override { return attentionBackwardShapes(arguments); }
+  std::vector<OutputShape> shapes(const OpArguments& arguments) const override {
+    return attentionBackwardShapes(arguments);
+  }
 
   void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const override {
     cpu::attentionBackward(attentionBackwardParams(arguments, outputs), nd4jExecutor(), instructionSet());

@@ -9,7 +9,9 @@ class GatedFwaOp final : public PluginOp {
   GatedFwaOp() : PluginOp("gated_fwa", 2) {}
 
  private:
-  std::vector<OutputShape> shapes(const OpArguments& arguments) const override { return attentionForwardShapes(arguments); }
+  std::vector<OutputShape> shapes(const OpArguments& arguments) const override {
+    return attentionForwardShapes(arguments);
+  }
 
   void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const override {
     cpu::attentionForward(attentionForwardParams(arguments, outputs), nd4jExecutor(), instructionSet());

@@ -27,10 +27,14 @@ DataType dataType(sd::LongType word) {
 
 sd::DataType dataType(DataType type) {
   switch (type) {
-    case DataType::Double: return sd::DataType::DOUBLE;
-    case DataType::Half: return sd::DataType::HALF;
-    case DataType::BFloat16: return sd::DataType::BFLOAT16;
-    default: return sd::DataType::FLOAT32;
+    case DataType::Double:
+      return sd::DataType::DOUBLE;
+    case DataType::Half:
+      return sd::DataType::HALF;
+    case DataType::BFloat16:
+      return sd::DataType::BFLOAT16;
+    default:
+      return sd::DataType::FLOAT32;
   }
 }
 

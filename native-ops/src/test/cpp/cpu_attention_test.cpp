@@ -1,5 +1,8 @@
 // The CPU attention kernels against the dense float64 formulas: every type, every instruction set of this machine,
 // the awkward sizes, and memory that the kernels must not touch.
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -8,6 +11,8 @@
 #include <string>
 #include <thread>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "cpu/cpu_kernels.h"
 #include "dense_oracle.h"
@@ -63,7 +68,8 @@ E narrow(double x) {
     const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
     const double magnitude = std::abs(rounded);
     if (magnitude >= 65536) return E{static_cast<uint16_t>(sign | 0x7c00)};
-    if (magnitude < std::ldexp(1.0, -14)) return E{static_cast<uint16_t>(sign | static_cast<int>(std::ldexp(magnitude, 24)))};
+    if (magnitude < std::ldexp(1.0, -14))
+      return E{static_cast<uint16_t>(sign | static_cast<int>(std::ldexp(magnitude, 24)))};
     std::frexp(magnitude, &exponent);
     const int fraction = static_cast<int>(std::ldexp(magnitude, 11 - exponent)) - 1024;
     return E{static_cast<uint16_t>(sign | (exponent + 14) << 10 | fraction)};
@@ -167,11 +173,11 @@ struct Case {
   std::string name;
   Shape shape;
   double amplitude = 1, decay = 0.5;
-  double resets = 0;              ///< share of tokens with alpha = +infinity
-  int64_t paddedFrom = -1;        ///< first token of the padding, which holds NaN
-  double maskedShare = 0;         ///< share of tokens masked at random
+  double resets = 0;        ///< share of tokens with alpha = +infinity
+  int64_t paddedFrom = -1;  ///< first token of the padding, which holds NaN
+  double maskedShare = 0;   ///< share of tokens masked at random
   bool strided = false;
-  bool nasty = false;             ///< compare with a dense implementation of the same type only
+  bool nasty = false;  ///< compare with a dense implementation of the same type only
   uint32_t seed = 1;
 };
 
@@ -187,7 +193,8 @@ void run(const Case& c, InstructionSet set, const char* setName) {
       oShape{s.batch, s.queryLength, s.heads, s.valueSize}, gateShape{s.batch, s.keyLength, s.heads},
       lseShape{s.batch, s.heads, s.queryLength}, maskShape{s.batch, s.keyLength};
   Buffer<E> q(qShape, c.strided), k(kShape, c.strided), v(vShape, c.strided), dO(oShape, c.strided),
-      mask(maskShape, c.strided), o(oShape, c.strided), dq(qShape, c.strided), dk(kShape, c.strided), dv(vShape, c.strided);
+      mask(maskShape, c.strided), o(oShape, c.strided), dq(qShape, c.strided), dk(kShape, c.strided),
+      dv(vShape, c.strided);
   Buffer<A> alpha(gateShape, c.strided), lse(lseShape, c.strided), dalpha(gateShape, c.strided);
 
   const auto draw = [&](auto& buffer, double amplitude) {
@@ -203,20 +210,37 @@ void run(const Case& c, InstructionSet set, const char* setName) {
   for (double& a : decays) a = uniform(random) < c.resets ? INFINITY : c.decay * uniform(random);
   alpha.set(decays);
   for (size_t i = 0; i < keep.size(); i++)
-    if (uniform(random) < c.maskedShare || (c.paddedFrom >= 0 && static_cast<int64_t>(i) % s.keyLength >= c.paddedFrom)) keep[i] = 0;
+    if (uniform(random) < c.maskedShare || (c.paddedFrom >= 0 && static_cast<int64_t>(i) % s.keyLength >= c.paddedFrom))
+      keep[i] = 0;
   mask.set(keep);
 
-  Arrays<double> exact{q.get(), k.get(), v.get(), s.gated ? alpha.get() : std::vector<double>{}, mask.get(), dO.get(), {}, {}, {}, {}, {}, {}};
+  Arrays<double> exact{q.get(),    k.get(),  v.get(), s.gated ? alpha.get() : std::vector<double>{},
+                       mask.get(), dO.get(), {},      {},
+                       {},         {},       {},      {}};
   dense(s, exact);
-  Arrays<A> plain{convert<A>(exact.q), convert<A>(exact.k), convert<A>(exact.v), convert<A>(exact.alpha), convert<A>(exact.mask), convert<A>(exact.dO), {}, {}, {}, {}, {}, {}};
+  Arrays<A> plain{convert<A>(exact.q),
+                  convert<A>(exact.k),
+                  convert<A>(exact.v),
+                  convert<A>(exact.alpha),
+                  convert<A>(exact.mask),
+                  convert<A>(exact.dO),
+                  {},
+                  {},
+                  {},
+                  {},
+                  {},
+                  {}};
   dense(s, plain);
 
   if (s.masked)  // what padding holds must not matter
     for (size_t i = 0; i < keep.size(); i++)
       if (keep[i] == 0) {
-        const size_t row = static_cast<size_t>(s.kvHeads * s.headSize), valueRow = static_cast<size_t>(s.kvHeads * s.valueSize);
-        for (size_t d = 0; d < row; d++) std::memset(static_cast<void*>(&k.data()[k.offset(i * row + d)]), 0xff, sizeof(E));
-        for (size_t d = 0; d < valueRow; d++) std::memset(static_cast<void*>(&v.data()[v.offset(i * valueRow + d)]), 0xff, sizeof(E));
+        const size_t row = static_cast<size_t>(s.kvHeads * s.headSize),
+                     valueRow = static_cast<size_t>(s.kvHeads * s.valueSize);
+        for (size_t d = 0; d < row; d++)
+          std::memset(static_cast<void*>(&k.data()[k.offset(i * row + d)]), 0xff, sizeof(E));
+        for (size_t d = 0; d < valueRow; d++)
+          std::memset(static_cast<void*>(&v.data()[v.offset(i * valueRow + d)]), 0xff, sizeof(E));
       }
 
   AttentionBackward p{};
@@ -239,16 +263,23 @@ void run(const Case& c, InstructionSet set, const char* setName) {
   const auto check = [&](const char* tensor, auto& buffer, const std::vector<double>& reference, const auto& same) {
     using T = std::decay_t<decltype(buffer.data()[0])>;
     std::vector<double> rounded(same.size());
-    for (size_t i = 0; i < same.size(); i++) rounded[i] = std::isfinite(same[i]) ? widen(narrow<T>(same[i])) : static_cast<double>(same[i]);
+    for (size_t i = 0; i < same.size(); i++)
+      rounded[i] = std::isfinite(same[i]) ? widen(narrow<T>(same[i])) : static_cast<double>(same[i]);
     const double error = relativeError(buffer.get(), reference), dense = relativeError(rounded, reference);
     const double bound = c.nasty ? std::max(kBound<E>, 2 * dense) : kBound<E>;
     checks++;
-    double& most = worst[std::string(setName) + (std::is_same_v<E, float> ? " float " : std::is_same_v<E, double> ? " double " : std::is_same_v<E, Float16> ? " half " : " bfloat16 ") + tensor];
+    double& most = worst[std::string(setName) +
+                         (std::is_same_v<E, float>     ? " float "
+                          : std::is_same_v<E, double>  ? " double "
+                          : std::is_same_v<E, Float16> ? " half "
+                                                       : " bfloat16 ") +
+                         tensor];
     most = std::max(most, error / kBound<E>);
     if (!(error <= bound) || !buffer.untouchedElsewhere()) {
       failures++;
-      std::printf("FAILED %s %s %s type %d: error %.3g, allowed %.3g, dense in the same type %.3g%s\n", c.name.c_str(), setName, tensor,
-                  static_cast<int>(kType<E>), error, bound, dense, buffer.untouchedElsewhere() ? "" : ", wrote outside the tensor");
+      std::printf("FAILED %s %s %s type %d: error %.3g, allowed %.3g, dense in the same type %.3g%s\n", c.name.c_str(),
+                  setName, tensor, static_cast<int>(kType<E>), error, bound, dense,
+                  buffer.untouchedElsewhere() ? "" : ", wrote outside the tensor");
     }
   };
   check("o", o, exact.o, plain.o);
@@ -261,8 +292,10 @@ void run(const Case& c, InstructionSet set, const char* setName) {
   // The same bits from any number of workers.
   const auto outputs = [&] {
     std::string bytes;
-    for (const auto* m : {&o.memory, &dq.memory, &dk.memory, &dv.memory}) bytes.append(reinterpret_cast<const char*>(m->data()), m->size() * sizeof(E));
-    for (const auto* m : {&lse.memory, &dalpha.memory}) bytes.append(reinterpret_cast<const char*>(m->data()), m->size() * sizeof(A));
+    for (const auto* m : {&o.memory, &dq.memory, &dk.memory, &dv.memory})
+      bytes.append(reinterpret_cast<const char*>(m->data()), m->size() * sizeof(E));
+    for (const auto* m : {&lse.memory, &dalpha.memory})
+      bytes.append(reinterpret_cast<const char*>(m->data()), m->size() * sizeof(A));
     return bytes;
   };
   const std::string once = outputs();
@@ -271,23 +304,28 @@ void run(const Case& c, InstructionSet set, const char* setName) {
   checks++;
   if (outputs() != once) {
     failures++;
-    std::printf("FAILED %s %s type %d: other bits with three workers\n", c.name.c_str(), setName, static_cast<int>(kType<E>));
+    std::printf("FAILED %s %s type %d: other bits with three workers\n", c.name.c_str(), setName,
+                static_cast<int>(kType<E>));
   }
 }
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  const auto shape = [](int64_t b, int64_t n, int64_t m, int64_t h, int64_t hkv, int64_t d, int64_t dv, int64_t w, bool gated = true, bool masked = false) {
+  const auto shape = [](int64_t b, int64_t n, int64_t m, int64_t h, int64_t hkv, int64_t d, int64_t dv, int64_t w,
+                        bool gated = true, bool masked = false) {
     return Shape{b, n, m, h, hkv, d, dv, w, 1 / std::sqrt(static_cast<double>(d)), gated, masked};
   };
   for (int64_t n : {1, 2, 3, 31, 32, 33, 63, 64, 65, 113, 127, 128, 129, 239})
-    for (int64_t w : {1, 2, 31, 32, 33, 63, 64, 65, 1000}) all.push_back({"n" + std::to_string(n) + " w" + std::to_string(w), shape(1, n, n, 2, 1, 16, 16, w)});
+    for (int64_t w : {1, 2, 31, 32, 33, 63, 64, 65, 1000})
+      all.push_back({"n" + std::to_string(n) + " w" + std::to_string(w), shape(1, n, n, 2, 1, 16, 16, w)});
   all.push_back({"n1023", shape(1, 1023, 1023, 1, 1, 32, 32, 200)});
   for (int64_t n : {1, 2, 3, 4, 5, 7, 40, 64, 70})
-    for (int64_t m : {71, 128, 200}) all.push_back({"cache n" + std::to_string(n) + " m" + std::to_string(m), shape(2, n, m, 4, 2, 16, 24, 50)});
+    for (int64_t m : {71, 128, 200})
+      all.push_back({"cache n" + std::to_string(n) + " m" + std::to_string(m), shape(2, n, m, 4, 2, 16, 24, 50)});
   for (int64_t d : {1, 2, 3, 5, 7, 8, 15, 17, 24, 40, 63, 64, 65, 100, 128, 200, 255, 256})
     all.push_back({"d" + std::to_string(d), shape(1, 70, 70, 1, 1, d, d % 2 ? d : 257 - d, 40)});
-  for (int64_t hkv : {1, 2, 4, 8}) all.push_back({"gqa " + std::to_string(8 / hkv), shape(2, 80, 90, 8, hkv, 16, 16, 33)});
+  for (int64_t hkv : {1, 2, 4, 8})
+    all.push_back({"gqa " + std::to_string(8 / hkv), shape(2, 80, 90, 8, hkv, 16, 16, 33)});
   all.push_back({"no gate", shape(2, 150, 150, 2, 2, 16, 16, 70, false)});
   for (bool strided : {false, true}) {
     Case c{"strided", shape(2, 75, 90, 4, 2, 12, 20, 40, true, true)};
@@ -360,7 +398,157 @@ void confinement(InstructionSet set, const char* setName) {
   }
 }
 
+/// A FLOAT problem in memory of its own, for what the cases above do not reach.
+struct FloatProblem {
+  AttentionForward forward{};
+  AttentionBackward backward{};
+
+  FloatProblem(int64_t batch, int64_t length, int64_t headSize, int64_t window) {
+    AttentionProblem& p = forward;
+    p.type = p.maskType = ElementType::Float32;
+    p.batch = batch, p.heads = p.kvHeads = 1;
+    p.queryLength = p.keyLength = length, p.headSize = p.valueSize = headSize;
+    p.window = window, p.scale = 0.5;
+    static_cast<AttentionProblem&>(backward) = p;
+  }
+  /// Tensors from `take`, which gives [batch, length, 1, columns] as base and batch stride.
+  template <typename Take>
+  void place(Take take) {
+    const int64_t columns = forward.headSize;
+    const auto rows = [&](auto& tensor, int64_t width, uint32_t seed) {
+      int64_t batchStride = 0;
+      tensor.data = take(width, seed, batchStride);
+      tensor.strides[0] = batchStride, tensor.strides[1] = width, tensor.strides[2] = width, tensor.strides[3] = 1;
+    };
+    rows(forward.q, columns, 1), rows(forward.k, columns, 2), rows(forward.v, columns, 3), rows(forward.alpha, 1, 4);
+    static_cast<AttentionProblem&>(backward) = forward;
+    rows(forward.o, columns, 0), rows(forward.lse, 1, 0);
+    std::swap(forward.lse.strides[1], forward.lse.strides[2]);
+    backward.o.data = forward.o.data, backward.lse.data = forward.lse.data;
+    std::copy(forward.o.strides, forward.o.strides + 4, backward.o.strides);
+    std::copy(forward.lse.strides, forward.lse.strides + 4, backward.lse.strides);
+    backward.lse.strides[2] = forward.lse.strides[2] = 1;
+    rows(backward.dO, columns, 5), rows(backward.dq, columns, 0), rows(backward.dk, columns, 0);
+    rows(backward.dv, columns, 0), rows(backward.dalpha, 1, 0);
+  }
+  void run(InstructionSet set, int workers) const {
+    cpu::attentionForward(forward, threads(workers), set);
+    cpu::attentionBackward(backward, threads(workers), set);
+  }
+};
+
+void fill(float* x, int64_t count, uint32_t seed, bool decay) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < count; i++) x[i] = decay ? std::abs(normal(random)) * 0.05f : normal(random);
+}
+
+void report(const char* what, bool passed, double figure = 0) {
+  checks++;
+  failures += !passed;
+  if (!passed) std::printf("FAILED %s (%.3g)\n", what, figure);
+}
+
+/// A thousand runs, with changing numbers of workers, give the same bits.
+void reruns(InstructionSet set) {
+  const int64_t batch = 2, length = 150, columns = 24;
+  std::vector<std::vector<float>> memory;
+  FloatProblem problem(batch, length, columns, 70);
+  problem.place([&](int64_t width, uint32_t seed, int64_t& batchStride) {
+    batchStride = length * width;
+    memory.emplace_back(static_cast<size_t>(batch * batchStride), std::nanf(""));
+    if (seed) fill(memory.back().data(), batch * batchStride, seed, seed == 4);
+    return memory.back().data();
+  });
+  problem.run(set, 1);
+  const std::vector<std::vector<float>> once = memory;
+  int same = 0;
+  for (int i = 0; i < 1000; i++) {
+    problem.run(set, 1 + i % 3);
+    same += std::equal(memory.begin(), memory.end(), once.begin(), [](const auto& a, const auto& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    });
+  }
+  report("1000 reruns with the same bits", same == 1000, same);
+}
+
+/// Two batch entries 2^31 + 5 elements apart give what two neighbours give.
+void farApart(InstructionSet set) {
+  const int64_t length = 70, columns = 8, far = (int64_t{1} << 31) + 5;
+  std::vector<std::pair<float*, size_t>> near, wide;
+  FloatProblem nearby(2, length, columns, 20), distant(2, length, columns, 20);
+  std::vector<std::vector<float>> memory;
+  nearby.place([&](int64_t width, uint32_t seed, int64_t& batchStride) {
+    batchStride = length * width;
+    memory.emplace_back(static_cast<size_t>(2 * batchStride));
+    if (seed) fill(memory.back().data(), 2 * batchStride, seed, seed == 4);
+    near.push_back({memory.back().data(), static_cast<size_t>(batchStride)});
+    return memory.back().data();
+  });
+  size_t next = 0;
+  bool mapped = true;
+  distant.place([&](int64_t width, uint32_t, int64_t& batchStride) {
+    batchStride = far;
+    const size_t bytes = static_cast<size_t>(far + length * width) * sizeof(float);
+    void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    mapped = mapped && map != MAP_FAILED;
+    float* base = map == MAP_FAILED ? nullptr : static_cast<float*>(map);
+    if (base != nullptr)
+      for (int64_t b = 0; b < 2; b++)
+        std::memcpy(base + b * far, near[next].first + b * static_cast<int64_t>(near[next].second),
+                    near[next].second * sizeof(float));
+    wide.push_back({base, bytes});
+    next++;
+    return base;
+  });
+  report("memory for offsets beyond 2^31 elements", mapped);
+  if (mapped) {
+    nearby.run(set, 2);
+    distant.run(set, 2);
+    bool same = true;
+    for (size_t i = 0; i < near.size(); i++)
+      for (int64_t b = 0; b < 2; b++)
+        same = same && std::memcmp(wide[i].first + b * far, near[i].first + b * static_cast<int64_t>(near[i].second),
+                                   near[i].second * sizeof(float)) == 0;
+    report("offsets beyond 2^31 elements", same);
+  }
+  for (const auto& [base, bytes] : wide)
+    if (base != nullptr) munmap(base, bytes);
+}
+
+/// The error of o and of every gradient is no larger at 2^18 tokens than at 2^10.
+void longSequence(InstructionSet set) {
+  double errors[2][6];
+  for (int i = 0; i < 2; i++) {
+    const int64_t length = i == 0 ? 1 << 10 : 1 << 18, columns = 4, window = 48;
+    std::vector<std::vector<float>> memory;
+    FloatProblem problem(1, length, columns, window);
+    problem.place([&](int64_t width, uint32_t seed, int64_t& batchStride) {
+      batchStride = length * width;
+      memory.emplace_back(static_cast<size_t>(batchStride));
+      if (seed) fill(memory.back().data(), batchStride, seed, seed == 4);
+      return memory.back().data();
+    });
+    problem.run(set, 2);
+    // In the order in which they were placed: q, k, v, alpha, o, lse, dO, dq, dk, dv, dalpha.
+    Arrays<double> exact;
+    exact.q = convert<double>(memory[0]), exact.k = convert<double>(memory[1]), exact.v = convert<double>(memory[2]);
+    exact.alpha = convert<double>(memory[3]), exact.dO = convert<double>(memory[6]);
+    dense({1, length, length, 1, 1, columns, columns, window, 0.5, true, false}, exact);
+    const std::vector<double>* expected[] = {&exact.o, &exact.lse, &exact.dq, &exact.dk, &exact.dv, &exact.dalpha};
+    const size_t index[] = {4, 5, 7, 8, 9, 10};
+    for (int t = 0; t < 6; t++) errors[i][t] = relativeError(convert<double>(memory[index[t]]), *expected[t]);
+  }
+  for (int t = 0; t < 6; t++) {
+    report("error at 2^18 tokens", errors[1][t] <= 2e-6, errors[1][t]);
+    report("error that grows with the sequence", errors[1][t] <= 1.5 * errors[0][t], errors[1][t] / errors[0][t]);
+  }
+}
+
 void all(InstructionSet set, const char* name) {
+  reruns(set);
+  farApart(set);
+  longSequence(set);
 #ifdef __SANITIZE_ADDRESS__
   constexpr size_t kStep = 3;  // instrumented, the whole list takes minutes
 #else

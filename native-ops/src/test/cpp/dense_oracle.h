@@ -59,7 +59,8 @@ void dense(const Shape& s, Arrays<T>& x) {
         }
         if (max == negative) continue;
         T sum = 0;
-        for (int64_t j = lo; j <= p; j++) sum += score[static_cast<size_t>(j)] = std::exp(score[static_cast<size_t>(j)] - max);
+        for (int64_t j = lo; j <= p; j++)
+          sum += score[static_cast<size_t>(j)] = std::exp(score[static_cast<size_t>(j)] - max);
         x.lse[static_cast<size_t>((b * H + h) * N + t)] = max + std::log(sum);
         T* o = &x.o[static_cast<size_t>(((b * N + t) * H + h) * Dv)];
         T delta = 0;
@@ -83,7 +84,8 @@ void dense(const Shape& s, Arrays<T>& x) {
           const T dS = weight * (gradient[static_cast<size_t>(j)] - delta);
           before += dS;
           for (int64_t d = 0; d < D; d++) {
-            x.dq[static_cast<size_t>(((b * N + t) * H + h) * D + d)] += static_cast<T>(scale) * dS * x.k[key(j) + static_cast<size_t>(d)];
+            x.dq[static_cast<size_t>(((b * N + t) * H + h) * D + d)] +=
+                static_cast<T>(scale) * dS * x.k[key(j) + static_cast<size_t>(d)];
             x.dk[key(j) + static_cast<size_t>(d)] += static_cast<T>(scale) * dS * q[d];
           }
         }

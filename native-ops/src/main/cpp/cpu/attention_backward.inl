@@ -7,6 +7,7 @@
 // query-stationary pass of its own computes it (two products more).
 #pragma once
 
+#include "cpu/plan.h"
 #include "cpu/query_tile.inl"
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
@@ -40,12 +41,15 @@ struct Backward {
   /// What the pairs of one query row share. P = exp2((scale' * q.k - high) + (bias - low)), scale' = scale * log2(e):
   /// `high` nearly cancels the score before the small terms come in.
   struct RowTerms {
-    A *high;      ///< log2(e) * lse, rounded; +infinity for a row without a key
-    A *low;       ///< what the rounding of `high` left
-    A *lowDecay;  ///< low + log2(e) * sum of alpha from the row's tile to the row
-    A *delta;     ///< dO . o
+    A* high;      ///< log2(e) * lse, rounded; +infinity for a row without a key
+    A* low;       ///< what the rounding of `high` left
+    A* lowDecay;  ///< low + log2(e) * sum of alpha from the row's tile to the row
+    A* delta;     ///< dO . o
     RowTerms(int64_t rows, Scratch& scratch)
-        : high(scratch.take<A>(rows)), low(scratch.take<A>(rows)), lowDecay(scratch.take<A>(rows)), delta(scratch.take<A>(rows)) {}
+        : high(scratch.take<A>(rows)),
+          low(scratch.take<A>(rows)),
+          lowDecay(scratch.take<A>(rows)),
+          delta(scratch.take<A>(rows)) {}
     RowTerms(const RowTerms& from, int64_t row)
         : high(from.high + row), low(from.low + row), lowDecay(from.lowDecay + row), delta(from.delta + row) {}
   };
@@ -74,10 +78,14 @@ struct Backward {
           keys(p, scratch),
           rows(p.heads / p.kvHeads * tiling.reach * kSize, scratch) {
       for (KeyTileBuffers& tile : tiles)
-        tile = {scratch.take<A>(kSize * headColumns),  scratch.take<A>(kSize * p.headSize),
-                scratch.take<A>(kSize * p.valueSize),  scratch.take<A>(kSize * headColumns),
-                scratch.take<A>(kSize * valueColumns), scratch.take<A>(kSize),
-                scratch.take<A>(kSize),                scratch.take<uint8_t>(kSize)};
+        tile = {scratch.take<A>(kSize * headColumns),
+                scratch.take<A>(kSize * p.headSize),
+                scratch.take<A>(kSize * p.valueSize),
+                scratch.take<A>(kSize * headColumns),
+                scratch.take<A>(kSize * valueColumns),
+                scratch.take<A>(kSize),
+                scratch.take<A>(kSize),
+                scratch.take<uint8_t>(kSize)};
     }
   };
 
@@ -91,9 +99,8 @@ struct Backward {
     plan.scratchBytes = scratch.used() > queryScratch.used() ? scratch.used() : queryScratch.used();
     plan.flops = 5.0 * static_cast<double>(p.batch * p.heads * p.queryLength) *
                  static_cast<double>(least(p.window + kSize, p.keyLength) * (p.headSize + p.valueSize));
-    plan.add(p.batch * p.heads, [](const void* params, int64_t item, void*) {
-      clear(*static_cast<const Params*>(params), item);
-    });
+    plan.add(p.batch * p.heads,
+             [](const void* params, int64_t item, void*) { clear(*static_cast<const Params*>(params), item); });
     plan.add(p.batch * p.kvHeads * ((tiling.segments + 1) / 2), [](const void* params, int64_t item, void* memory) {
       runSegment(*static_cast<const Params*>(params), item, 0, memory);
     });
@@ -105,9 +112,8 @@ struct Backward {
         runQueryTile(*static_cast<const Params*>(params), item, memory);
       });
     if (p.dalpha.data)
-      plan.add(p.batch * p.heads, [](const void* params, int64_t item, void*) {
-        finishDecay(*static_cast<const Params*>(params), item);
-      });
+      plan.add(p.batch * p.heads,
+               [](const void* params, int64_t item, void*) { finishDecay(*static_cast<const Params*>(params), item); });
     return plan;
   }
 
@@ -177,7 +183,8 @@ struct Backward {
         own.lowDecay[i] = static_cast<A>(own.low[i] + kLog2E * decay);
         large = large || (!empty && __builtin_fabs(static_cast<double>(lse)) > kLargeLse);
       }
-      for (int64_t i = count; i < kSize; i++) own.high[i] = kInfinity<A>, own.low[i] = own.lowDecay[i] = own.delta[i] = 0;
+      for (int64_t i = count; i < kSize; i++)
+        own.high[i] = kInfinity<A>, own.low[i] = own.lowDecay[i] = own.delta[i] = 0;
       if constexpr (sizeof(E) == 4)
         if (large) normalise(QueryTile<E>(p, b, h, t0, count), buffers, own);
     }
@@ -229,8 +236,8 @@ struct Backward {
     const uint8_t* keep;  ///< null if all are kept
     int64_t first, keys, panels;
     bool finite;
-    double gap;           ///< of the head at hand: sum of alpha over [end, first token of the query tile]
-    int64_t summed;       ///< end of the tokens in `gap`
+    double gap;      ///< of the head at hand: sum of alpha over [end, first token of the query tile]
+    int64_t summed;  ///< end of the tokens in `gap`
     int64_t end() const { return first + keys; }
   };
 
@@ -251,8 +258,8 @@ struct Backward {
   }
 
   /// dk, dv of key tiles [firstTile, firstTile + tiles), and what they add to dq and dalpha.
-  static void runKeyBlock(const AttentionBackward& p, const Tiling& tiling, int64_t b, int64_t kvHead, int64_t firstTile,
-                          int64_t tiles, int64_t firstQueryTile, const Buffers& buffers) {
+  static void runKeyBlock(const AttentionBackward& p, const Tiling& tiling, int64_t b, int64_t kvHead,
+                          int64_t firstTile, int64_t tiles, int64_t firstQueryTile, const Buffers& buffers) {
     KeyTile block[kBlock] = {};
     for (int64_t i = 0; i < tiles; i++)
       block[i] = loadKeyTile(p, tiling, b, kvHead, firstTile + i, buffers.tiles[i], buffers);
@@ -298,8 +305,8 @@ struct Backward {
   };
 
   /// One query tile with each tile of the key block.
-  static void runQueries(const Queries& x, const Decays<A>& alpha, const Tiling& tiling, int64_t firstTile, int64_t tiles,
-                         KeyTile* block, const Buffers& buffers) {
+  static void runQueries(const Queries& x, const Decays<A>& alpha, const Tiling& tiling, int64_t firstTile,
+                         int64_t tiles, KeyTile* block, const Buffers& buffers) {
     const AttentionBackward& p = x.p;
     const Rows<A> q = stageRows<E>(at<E>(p.q, x.b, x.t0(), x.h), p.q.strides[1], p.q.strides[3], x.rows, p.headSize,
                                    buffers.headColumns, nullptr, buffers.q);
@@ -386,8 +393,8 @@ struct Backward {
     return sum;
   }
 
-  static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A factor,
-                  A* c, int64_t ldc) {
+  static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb,
+                  A factor, A* c, int64_t ldc) {
     if (finite)
       addProduct(rows, columns, depth, a, b, ldb, factor, c, ldc);
     else
@@ -495,7 +502,8 @@ struct Backward {
         buffers.rowTerm[i] = kInfinity<A>;
         if (i >= tile.rows) continue;
         const A lse = *(at<A>(p.lse, tile.b, tile.h) + (tile.t0 + i) * p.lse.strides[2]);
-        if (lse != -kInfinity<A>) buffers.rowTerm[i] = static_cast<A>(kLog2E * ((diagonal ? 0 : tile.decay.row[i]) + lse));
+        if (lse != -kInfinity<A>)
+          buffers.rowTerm[i] = static_cast<A>(kLog2E * ((diagonal ? 0 : tile.decay.row[i]) + lse));
       }
     };
     setRowTerm(false);
@@ -551,8 +559,7 @@ struct Backward {
     }
     if (p.dalpha.data)
       for (int64_t i = 0; i + 1 < tile.rows; i++)
-        if ((i + 1) % kSize != 0)
-          *at<A>(p.dalpha, tile.b, tile.position + i + 1, tile.h) += buffers.rowSum[i];
+        if ((i + 1) % kSize != 0) *at<A>(p.dalpha, tile.b, tile.position + i + 1, tile.h) += buffers.rowSum[i];
   }
 };
 

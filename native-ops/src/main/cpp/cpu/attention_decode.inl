@@ -2,6 +2,7 @@
 // idles. Bound by reading K and V once.
 #pragma once
 
+#include "cpu/plan.h"
 #include "cpu/tiles.inl"
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {

@@ -4,6 +4,7 @@
 // reduction, and neither K nor V needs packing; only Q goes in and O comes out transposed, once per tile.
 #pragma once
 
+#include "cpu/plan.h"
 #include "cpu/query_tile.inl"
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {

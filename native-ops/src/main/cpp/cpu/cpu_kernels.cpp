@@ -17,9 +17,12 @@ constexpr double kFlopsPerWorker = 1e6;
 
 const AttentionKernels& kernelsFor(InstructionSet set) {
   switch (set) {
-    case InstructionSet::Avx512: return avx512Kernels();
-    case InstructionSet::Avx2: return avx2Kernels();
-    default: return plainKernels();
+    case InstructionSet::Avx512:
+      return avx512Kernels();
+    case InstructionSet::Avx2:
+      return avx2Kernels();
+    default:
+      return plainKernels();
   }
 }
 

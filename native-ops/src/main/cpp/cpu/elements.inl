@@ -125,7 +125,8 @@ struct Rows {
 
 /// Rows of a strided tensor as accumulators: in place where they already are contiguous, otherwise copied into `buffer`
 /// [rows][paddedColumns], zero beyond `columns`. A copy pays: rows that lie a power of two apart share a few cache
-/// sets. Callers share a staged tile among as many queries as they can. Rows whose `keep` byte is 0 become zeros (keep may be null): padding may hold anything, NaN included.
+/// sets. Callers share a staged tile among as many queries as they can. Rows whose `keep` byte is 0 become zeros (keep
+/// may be null): padding may hold anything, NaN included.
 template <typename E, typename A = Accumulator<E>>
 Rows<A> stageRows(const E* from, int64_t rowStride, int64_t columnStride, int64_t rows, int64_t columns,
                   int64_t paddedColumns, const uint8_t* keep, A* buffer) {
@@ -166,8 +167,10 @@ void packTransposed(Rows<A> from, int64_t rows, int64_t columns, int64_t width, 
           const Quad x1 = *reinterpret_cast<const Quad*>(source + from.ld + c);
           const Quad x2 = *reinterpret_cast<const Quad*>(source + 2 * from.ld + c);
           const Quad x3 = *reinterpret_cast<const Quad*>(source + 3 * from.ld + c);
-          const Quad lo01 = __builtin_shufflevector(x0, x1, 0, 4, 1, 5), hi01 = __builtin_shufflevector(x0, x1, 2, 6, 3, 7);
-          const Quad lo23 = __builtin_shufflevector(x2, x3, 0, 4, 1, 5), hi23 = __builtin_shufflevector(x2, x3, 2, 6, 3, 7);
+          const Quad lo01 = __builtin_shufflevector(x0, x1, 0, 4, 1, 5),
+                     hi01 = __builtin_shufflevector(x0, x1, 2, 6, 3, 7);
+          const Quad lo23 = __builtin_shufflevector(x2, x3, 0, 4, 1, 5),
+                     hi23 = __builtin_shufflevector(x2, x3, 2, 6, 3, 7);
           A* target = to + c * width + r;
           *reinterpret_cast<Quad*>(target) = factor * __builtin_shufflevector(lo01, lo23, 0, 1, 4, 5);
           *reinterpret_cast<Quad*>(target + width) = factor * __builtin_shufflevector(lo01, lo23, 2, 3, 6, 7);
@@ -198,8 +201,10 @@ void unpackTransposed(const A* from, int64_t width, const A* scale, int64_t rows
           const Quad x1 = factor * *reinterpret_cast<const Quad*>(source + width);
           const Quad x2 = factor * *reinterpret_cast<const Quad*>(source + 2 * width);
           const Quad x3 = factor * *reinterpret_cast<const Quad*>(source + 3 * width);
-          const Quad lo01 = __builtin_shufflevector(x0, x1, 0, 4, 1, 5), hi01 = __builtin_shufflevector(x0, x1, 2, 6, 3, 7);
-          const Quad lo23 = __builtin_shufflevector(x2, x3, 0, 4, 1, 5), hi23 = __builtin_shufflevector(x2, x3, 2, 6, 3, 7);
+          const Quad lo01 = __builtin_shufflevector(x0, x1, 0, 4, 1, 5),
+                     hi01 = __builtin_shufflevector(x0, x1, 2, 6, 3, 7);
+          const Quad lo23 = __builtin_shufflevector(x2, x3, 0, 4, 1, 5),
+                     hi23 = __builtin_shufflevector(x2, x3, 2, 6, 3, 7);
           E* target = to + r * rowStride + c;
           *reinterpret_cast<Quad*>(target) = __builtin_shufflevector(lo01, lo23, 0, 1, 4, 5);
           *reinterpret_cast<Quad*>(target + rowStride) = __builtin_shufflevector(lo01, lo23, 2, 3, 6, 7);

@@ -8,9 +8,9 @@ namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 /// At most kTile keys that the query tile sees: from before it, or (diagonal) of its own tokens.
 template <typename A>
 struct VisibleKeys {
-  Rows<A> k, v;      ///< masked keys are zero
+  Rows<A> k, v;  ///< masked keys are zero
   int64_t count;
-  const A* bias;     ///< [count], log2 units; not for the diagonal tile, except -infinity at masked keys
+  const A* bias;  ///< [count], log2 units; not for the diagonal tile, except -infinity at masked keys
   bool diagonal;
   int64_t lookback;  ///< key i and query l are l - i + lookback tokens apart
 };
@@ -35,8 +35,13 @@ struct QueryTile {
   static int64_t items(const AttentionProblem& p) { return p.batch * p.heads * count(p); }
 
   QueryTile(const AttentionProblem& problem, int64_t batch, int64_t head, int64_t firstQuery, int64_t queries)
-      : p(problem), b(batch), h(head), kvHead(head / (p.heads / p.kvHeads)), t0(firstQuery),
-        position(p.keyLength - p.queryLength + firstQuery), rows(queries) {
+      : p(problem),
+        b(batch),
+        h(head),
+        kvHead(head / (p.heads / p.kvHeads)),
+        t0(firstQuery),
+        position(p.keyLength - p.queryLength + firstQuery),
+        rows(queries) {
     decay.set(Decays<A>::of(p, b, h), position, rows);
   }
   /// All heads of a tile are neighbours in the order of items: tokens hold their heads side by side, so they share
@@ -115,7 +120,7 @@ struct QueryTile {
 
  private:
   VisibleKeys<A> stage(const Buffers& buffers, const uint8_t* keep, int64_t first, int64_t count, bool diagonal,
-                   int64_t lookback) const {
+                       int64_t lookback) const {
     const Rows<A> k = stageRows<E>(at<E>(p.k, b, first, kvHead), p.k.strides[1], p.k.strides[3], count, p.headSize,
                                    p.headSize, keep, buffers.k);
     const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], count, p.valueSize,

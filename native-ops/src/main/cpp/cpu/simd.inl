@@ -87,7 +87,7 @@ struct Exp2<float> {
   static constexpr int kExponentShift = 23;
   static constexpr int kDegree = 6;
   /// Minimax on [-1/2, 1/2], relative error 1.6e-8 (Remez).
-  static constexpr float kCoefficients[kDegree + 1] = {1.0f,           0x1.62e430p-1f, 0x1.ebfbdap-3f, 0x1.c6aed4p-5f,
+  static constexpr float kCoefficients[kDegree + 1] = {1.0f,           0x1.62e430p-1f,  0x1.ebfbdap-3f, 0x1.c6aed4p-5f,
                                                        0x1.3b2dbcp-7f, 0x1.5f456ap-10f, 0x1.41d334p-13f};
   static constexpr float coefficient(int k) { return kCoefficients[k]; }
 };

@@ -44,11 +44,11 @@ struct Decays {
 /// prefix sums. Infinite (and NaN) decays stay out of the sums and act as a bound on the keys instead.
 template <typename A>
 struct DiagonalDecay {
-  double prefix[kQueryTile<A>];   ///< sum of the finite alpha over (first, i]
-  double row[kQueryTile<A>];      ///< sum of all alpha over (first, i]
-  A barrier[kQueryTile<A>];       ///< for keys before `bound`: -infinity or NaN
-  int64_t bound[kQueryTile<A>];   ///< keys below this index are behind a non-finite alpha
-  bool bounded = false;           ///< any bound above 0
+  double prefix[kQueryTile<A>];  ///< sum of the finite alpha over (first, i]
+  double row[kQueryTile<A>];     ///< sum of all alpha over (first, i]
+  A barrier[kQueryTile<A>];      ///< for keys before `bound`: -infinity or NaN
+  int64_t bound[kQueryTile<A>];  ///< keys below this index are behind a non-finite alpha
+  bool bounded = false;          ///< any bound above 0
 
   void set(const Decays<A>& alpha, int64_t first, int64_t count) {
     prefix[0] = row[0] = 0;

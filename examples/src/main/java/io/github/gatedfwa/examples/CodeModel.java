@@ -78,6 +78,7 @@ final class CodeModel {
                       .nHeads(heads)
                       .windowSize(window)
                       .ropeBase(10000)
+                      .qkNorm(true)
                       .keyShift(true)
                       .valueShift(true)
                       .build())

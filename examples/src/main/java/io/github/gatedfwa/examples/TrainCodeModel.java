@@ -59,7 +59,7 @@ public final class TrainCodeModel implements Callable<Integer> {
   Path model = Path.of("build", "code-model.zip");
 
   @Option(names = "--steps", description = "training steps in all, those already done included")
-  int steps = 2500;
+  int steps = 1500;
 
   @Option(names = "--batch", description = "windows of text in a step")
   int batch = 4;

@@ -5,6 +5,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.util.concurrent.Callable;
+import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import picocli.CommandLine;
 
 /** How the example programs start: UTF-8 output, and user errors as one line. */
@@ -18,6 +19,7 @@ final class CommandLines {
         .setExecutionExceptionHandler(
             (exception, commandLine, parsed) -> {
               if (exception instanceof IllegalArgumentException
+                  || exception instanceof DL4JInvalidConfigException
                   || exception instanceof IOException) {
                 commandLine.getErr().println(exception.getMessage());
                 return commandLine.getCommandSpec().exitCodeOnExecutionException();

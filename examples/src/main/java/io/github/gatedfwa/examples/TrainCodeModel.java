@@ -141,13 +141,7 @@ public final class TrainCodeModel implements Callable<Integer> {
         network.numParams(),
         step(network) == 0 ? "new" : "goes on after step " + step(network));
 
-    if (step(network) < steps && !train(network, curve, files)) {
-      out.printf(
-          Locale.ROOT,
-          "%nInterrupted after step %d of %d; saved as %s. The same command goes on from there.%n",
-          step(network),
-          steps,
-          model);
+    if (step(network) < steps && !train(network, curve, files, out)) {
       return INTERRUPTED;
     }
     out.printf("%nReading the held-out files...%n");
@@ -173,45 +167,66 @@ public final class TrainCodeModel implements Callable<Integer> {
   }
 
   /** Trains up to {@link #steps}, saves, and answers whether it came to its end. */
-  private boolean train(ComputationGraph network, LossCurve curve, SourceFiles files)
+  private boolean train(
+      ComputationGraph network, LossCurve curve, SourceFiles files, PrintWriter out)
       throws IOException {
-    try (Interruption interruption = Interruption.listen();
-        ProgressBar bar = progressBar(step(network))) {
-      MultiDataSetIterator data = trainingData(files.training(), step(network));
-      long started = System.nanoTime();
-      long bytes = 0;
-      while (step(network) < steps && !interruption.requested()) {
-        if (!data.hasNext()) {
-          data.reset();
-        }
-        MultiDataSet windows = data.next();
-        network.fit(windows);
-        double loss = network.score() / context / LN2;
-        if (!Double.isFinite(loss)) {
-          throw new IllegalArgumentException(
-              "the loss became "
-                  + loss
-                  + " at step "
-                  + step(network)
-                  + "; try a lower --learning-rate than "
-                  + learningRate);
-        }
-        curve.add(loss);
-        bytes += windows.getLabels(0).length();
-        bar.setExtraMessage(
-            String.format(
-                Locale.ROOT,
-                "%.2f bits/byte, %,.0f bytes/s",
-                curve.smoothed(),
-                bytes * 1e9 / (System.nanoTime() - started)));
-        bar.stepTo(step(network));
-        if (step(network) % saveEvery == 0) {
-          save(network, curve);
-        }
+    try (Interruption interruption = Interruption.listen()) {
+      try (ProgressBar bar = progressBar(step(network))) {
+        fit(network, curve, trainingData(files.training(), step(network)), bar, interruption);
       }
       save(network, curve);
+      if (step(network) < steps) {
+        out.printf(
+            Locale.ROOT,
+            "%nInterrupted after step %d of %d; saved as %s. The same command goes on from"
+                + " there.%n",
+            step(network),
+            steps,
+            model);
+        return false;
+      }
+      return true;
     }
-    return step(network) >= steps;
+  }
+
+  private void fit(
+      ComputationGraph network,
+      LossCurve curve,
+      MultiDataSetIterator data,
+      ProgressBar bar,
+      Interruption interruption)
+      throws IOException {
+    long started = System.nanoTime();
+    long bytes = 0;
+    while (step(network) < steps && !interruption.requested()) {
+      if (!data.hasNext()) {
+        data.reset();
+      }
+      MultiDataSet windows = data.next();
+      network.fit(windows);
+      double loss = network.score() / context / LN2;
+      if (!Double.isFinite(loss)) {
+        throw new IllegalArgumentException(
+            "the loss became "
+                + loss
+                + " at step "
+                + step(network)
+                + "; try a lower --learning-rate than "
+                + learningRate);
+      }
+      curve.add(loss);
+      bytes += windows.getLabels(0).length();
+      bar.setExtraMessage(
+          String.format(
+              Locale.ROOT,
+              "%.2f bits/byte, %,.0f bytes/s",
+              curve.smoothed(),
+              bytes * 1e9 / (System.nanoTime() - started)));
+      bar.stepTo(step(network));
+      if (step(network) % saveEvery == 0) {
+        save(network, curve);
+      }
+    }
   }
 
   /** The curve first: whoever finds a model finds the losses of all its steps. */

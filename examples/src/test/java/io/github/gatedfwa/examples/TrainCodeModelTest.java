@@ -169,6 +169,15 @@ class TrainCodeModelTest {
     assertThat(error(new Generate(), "--model", model, "--top-k", "-1")).contains("got -1");
     assertThat(error(new TrainCodeModel(), "--steps", "0"))
         .contains("--steps must be at least 1, got 0");
+    assertThat(
+            error(
+                new TrainCodeModel(),
+                "--sources=" + sources,
+                "--model=" + folder.resolve("odd.zip"),
+                "--width=16",
+                "--heads=3"))
+        .contains("nHeads")
+        .hasLineCount(1);
     assertThat(error(new TrainCodeModel(), "--sources", "nowhere")).contains("nowhere (--sources)");
   }
 

@@ -153,7 +153,7 @@ class OraclePropertyTest {
       String name = Implementation.ATTENTION_NAMES.get(i);
       // dO·v, of which dS is made, is of the order of the root of Dv.
       boolean fromDs = name.equals("dq") || name.equals("dk") || name.equals("dalpha");
-      Errors.Unit unit = new Errors.Unit(fromDs ? 0.5 * Math.sqrt(problem.valueSize()) : 0.5);
+      Errors.Unit unit = new Errors.Unit(fromDs ? 0.5 * Math.sqrt(problem.valueSize()) : 0);
       double error = Errors.relative(results.get(i), exact.get(i), unit);
       // The dense formulas in float64 are the reference itself.
       double ofDense =

@@ -42,15 +42,12 @@ class SameDiffTest {
   }
 
   static Stream<Arguments> gradientChecks() {
-    List<Arguments> cases = new ArrayList<>();
-    for (boolean composed : new boolean[] {false, true}) {
-      for (boolean gated : new boolean[] {false, true}) {
-        for (String mask : new String[] {"none", "BOOL", "DOUBLE"}) {
-          cases.add(Arguments.of(composed, gated, mask));
-        }
-      }
-    }
-    return cases.stream();
+    return Stream.of(
+        Arguments.of(false, false, "none"),
+        Arguments.of(false, false, "BOOL"),
+        Arguments.of(false, true, "none"),
+        Arguments.of(false, true, "DOUBLE"),
+        Arguments.of(true, true, "BOOL"));
   }
 
   /** q, k, v, gate logits and amplitudes, through gate and attention, by finite differences. */
@@ -59,13 +56,13 @@ class SameDiffTest {
   void gradientsAreRight(boolean composed, boolean gated, String maskType) {
     Nd4j.getRandom().setSeed(11);
     SameDiff sd = SameDiff.create();
-    SDVariable q = sd.var("q", Nd4j.randn(DataType.DOUBLE, 2, 4, HEADS, 3));
-    SDVariable k = sd.var("k", Nd4j.randn(DataType.DOUBLE, 2, 6, 2, 3));
-    SDVariable v = sd.var("v", Nd4j.randn(DataType.DOUBLE, 2, 6, 2, 5));
+    SDVariable q = sd.var("q", Nd4j.randn(DataType.DOUBLE, 2, 3, 2, 3));
+    SDVariable k = sd.var("k", Nd4j.randn(DataType.DOUBLE, 2, 5, 1, 3));
+    SDVariable v = sd.var("v", Nd4j.randn(DataType.DOUBLE, 2, 5, 1, 2));
     SDVariable alpha = null;
     if (gated) {
-      SDVariable h = sd.var("h", Nd4j.randn(DataType.DOUBLE, 2, 6, HEADS));
-      SDVariable beta = sd.var("beta", Nd4j.rand(DataType.DOUBLE, 2, 6, HEADS).addi(0.5));
+      SDVariable h = sd.var("h", Nd4j.randn(DataType.DOUBLE, 2, 5, 2));
+      SDVariable beta = sd.var("beta", Nd4j.rand(DataType.DOUBLE, 2, 5, 2).addi(0.5));
       alpha =
           composed
               ? new ComposedGraph(sd).gate(h, beta, GatedFwaOps.DEFAULT_EPS)
@@ -76,14 +73,14 @@ class SameDiffTest {
             ? null
             : sd.constant(
                 "mask",
-                Nd4j.createFromArray(1.0, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0)
-                    .reshape(2, 6)
+                Nd4j.createFromArray(1.0, 1, 0, 1, 1, 0, 0, 0, 1, 1)
+                    .reshape(2, 5)
                     .castTo(DataType.valueOf(maskType)));
     SDVariable o =
         composed
             ? new ComposedGraph(sd).gatedFwa(q, k, v, alpha, mask, 3, 0.7)[0]
             : new SDGatedFwa(sd).gatedFwa("o", q, k, v, alpha, mask, 3, 0.7)[0];
-    SDVariable weights = sd.constant("weights", Nd4j.randn(DataType.DOUBLE, 2, 4, HEADS, 5));
+    SDVariable weights = sd.constant("weights", Nd4j.randn(DataType.DOUBLE, 2, 3, 2, 2));
     sd.setLossVariables(o.mul(weights).sum());
     DataType defaultType = Nd4j.dataType();
     Nd4j.setDefaultDataTypes(DataType.DOUBLE, DataType.DOUBLE); // GradCheckUtil insists

@@ -7,7 +7,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
-import java.util.Collection;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
@@ -20,7 +19,7 @@ import org.knowm.xchart.XYChartBuilder;
 import org.openjdk.jmh.results.RunResult;
 import org.openjdk.jmh.runner.Runner;
 import org.openjdk.jmh.runner.RunnerException;
-import org.openjdk.jmh.runner.options.ChainedOptionsBuilder;
+import org.openjdk.jmh.runner.options.Options;
 import org.openjdk.jmh.runner.options.OptionsBuilder;
 import org.openjdk.jmh.runner.options.TimeValue;
 
@@ -43,6 +42,11 @@ public final class CpuReport {
     }
   }
 
+  private static final long[] LENGTHS = {512, 4096, 16384, 65536};
+
+  /** Beyond, the dense peer needs tens of gigabytes. */
+  private static final long[] DENSE_LENGTHS = {512, 4096};
+
   private final Map<Key, Double> milliseconds = new TreeMap<>();
 
   private CpuReport() {}
@@ -50,46 +54,56 @@ public final class CpuReport {
   public static void main(String[] args) throws RunnerException, IOException {
     Path directory = Files.createDirectories(Path.of(args[0]));
     CpuReport report = new CpuReport();
-    report.run(List.of(args).subList(1, args.length));
+    report.run();
     String table = report.table();
     System.out.println(table);
     write(directory.resolve("cpu.md"), table.getBytes(StandardCharsets.UTF_8));
     report.plot(directory.resolve("cpu.png"));
   }
 
-  private void run(List<String> lengths) throws RunnerException {
-    ChainedOptionsBuilder options =
+  private void run() throws RunnerException {
+    for (long headSize : new long[] {64, 128}) {
+      for (long length : DENSE_LENGTHS) {
+        run("DotProductAttentionBenchmark", headSize, 0, length);
+      }
+      for (long window : new long[] {128, 512}) {
+        for (long length : LENGTHS) {
+          // Side by side: a machine that others use too has not the same speed a minute later.
+          run("(GatedFwa|Sgemm)Benchmark", headSize, window, length);
+        }
+      }
+    }
+  }
+
+  private void run(String benchmark, long headSize, long window, long length)
+      throws RunnerException {
+    Options options =
         new OptionsBuilder()
-            .include("io\\.github\\.gatedfwa\\.benchmarks\\..*")
+            .include("\\." + benchmark + "\\.")
+            .param("headSize", Long.toString(headSize))
+            .param("window", Long.toString(window))
+            .param("length", Long.toString(length))
             .forks(1)
             .warmupIterations(1)
             .warmupTime(TimeValue.milliseconds(500))
-            .measurementIterations(5)
+            .measurementIterations(4)
             .measurementTime(TimeValue.milliseconds(500))
             .jvmArgsAppend(
                 "-Xmx2g",
                 "-Dorg.bytedeco.javacpp.maxbytes=12g",
-                "-Dorg.bytedeco.javacpp.maxphysicalbytes=16g");
-    if (!lengths.isEmpty()) {
-      options.param("length", lengths.toArray(new String[0]));
-    }
-    Collection<RunResult> results = new Runner(options.build()).run();
-    for (RunResult result : results) {
-      var parameters = result.getParams();
-      String name = parameters.getBenchmark();
+                "-Dorg.bytedeco.javacpp.maxphysicalbytes=16g")
+            .build();
+    for (RunResult result : new Runner(options).run()) {
+      String name = result.getParams().getBenchmark();
       milliseconds.put(
           new Key(
               name.substring(name.lastIndexOf('.', name.lastIndexOf('.') - 1) + 1),
-              number(parameters.getParam("headSize")),
-              number(parameters.getParam("window")),
-              number(parameters.getParam("length"))),
+              headSize,
+              window,
+              length),
           // The fastest iteration: what else the machine does only ever adds time.
           result.getPrimaryResult().getStatistics().getMin());
     }
-  }
-
-  private static long number(String parameter) {
-    return parameter == null ? 0 : Long.parseLong(parameter);
   }
 
   private Optional<Double> time(String benchmark, long headSize, long window, long length) {
@@ -97,24 +111,18 @@ public final class CpuReport {
   }
 
   private String table() throws IOException {
-    double sgemm =
-        2.0
-            * Math.pow(SgemmBenchmark.SIZE, 3)
-            / time("SgemmBenchmark.sgemm", 0, 0, 0).orElseThrow()
-            / 1e6;
     StringBuilder table = new StringBuilder();
     table.append(
         String.format(
             Locale.ROOT,
-            "%s, %d processors. ND4J sgemm %d³, result in 'f' order: %.0f GFLOP/s. FLOAT, B = 1, H = %d, gate on.%n%n",
+            "%s, %d processors. FLOAT, B = 1, H = %d, gate on. Sgemm is ND4J's, %d³, result in 'f' order, run beside each row.%n%n",
             processor(),
             Runtime.getRuntime().availableProcessors(),
-            SgemmBenchmark.SIZE,
-            sgemm,
-            AttentionOperands.HEADS));
+            AttentionOperands.HEADS,
+            SgemmBenchmark.SIZE));
     table.append(
-        "| D | w | N | forward ms | executed GFLOP/s | of sgemm | backward ms | forward + backward, of sgemm"
-            + " | dense forward / ours | dense backward / ours |\n|---|---|---|---|---|---|---|---|---|---|\n");
+        "| D | w | N | sgemm GFLOP/s | forward ms | executed GFLOP/s | of sgemm | backward ms | forward + backward, of sgemm"
+            + " | dense forward / ours | dense backward / ours |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
     for (Key key : milliseconds.keySet()) {
       if (!key.benchmark().equals("GatedFwaBenchmark.forward")) {
         continue;
@@ -123,15 +131,22 @@ public final class CpuReport {
       double backward =
           time("GatedFwaBenchmark.backward", key.headSize(), key.window(), key.length())
               .orElseThrow();
+      double sgemm =
+          2.0
+              * Math.pow(SgemmBenchmark.SIZE, 3)
+              / time("SgemmBenchmark.sgemm", key.headSize(), key.window(), key.length())
+                  .orElseThrow()
+              / 1e6;
       double forwardFlops = executedFlops(key, false);
       double bothFlops = forwardFlops + executedFlops(key, true);
       table.append(
           String.format(
               Locale.ROOT,
-              "| %d | %d | %d | %.2f | %.0f | %.0f %% | %.2f | %.0f %% | %s | %s |%n",
+              "| %d | %d | %d | %.0f | %.2f | %.0f | %.0f %% | %.2f | %.0f %% | %s | %s |%n",
               key.headSize(),
               key.window(),
               key.length(),
+              sgemm,
               forward,
               forwardFlops / forward / 1e6,
               100 * forwardFlops / forward / 1e6 / sgemm,

@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
+import me.tongfei.progressbar.ConsoleProgressBarConsumer;
 import me.tongfei.progressbar.DelegatingProgressBarConsumer;
 import me.tongfei.progressbar.ProgressBar;
 import me.tongfei.progressbar.ProgressBarBuilder;
@@ -46,6 +47,9 @@ public final class TrainCodeModel implements Callable<Integer> {
 
   private static final int EVALUATION_BATCH = 4;
   private static final int INTERRUPTED = 130;
+
+  /** Characters of the progress line: fits any terminal. */
+  private static final int LINE = 79;
 
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
   Path sources = Path.of("examples", "target", "sources");
@@ -219,9 +223,9 @@ public final class TrainCodeModel implements Callable<Integer> {
       bar.setExtraMessage(
           String.format(
               Locale.ROOT,
-              "%.2f bits/byte, %,.0f bytes/s",
+              "%.2f bits/byte, %.1f kB/s",
               curve.smoothed(),
-              bytes * 1e9 / (System.nanoTime() - started)));
+              bytes * 1e6 / (System.nanoTime() - started)));
       bar.stepTo(step(network));
       if (step(network) % saveEvery == 0) {
         save(network, curve);
@@ -242,9 +246,12 @@ public final class TrainCodeModel implements Callable<Integer> {
             .setInitialMax(steps)
             .startsFrom(from, Duration.ZERO)
             .setStyle(ProgressBarStyle.ASCII);
-    if (!Ansi.AUTO.enabled()) {
+    if (Ansi.AUTO.enabled()) {
+      // The default consumer asks JLine for the terminal, which takes SIGINT away from the JVM.
+      bar.setConsumer(new ConsoleProgressBarConsumer(System.err, LINE));
+    } else {
       // No terminal that could redraw a line: one line now and then.
-      bar.setConsumer(new DelegatingProgressBarConsumer(System.err::println, 120))
+      bar.setConsumer(new DelegatingProgressBarConsumer(System.err::println, LINE))
           .setUpdateIntervalMillis(15_000);
     }
     return bar.build();

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Files;
@@ -81,24 +82,17 @@ class TrainCodeModelTest {
   @Test
   void anInterruptedRunGoesOnAsIfNothingHadHappened() throws Exception {
     Path model = folder.resolve("interrupted.zip");
-    List<String> command = new ArrayList<>();
-    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
-    command.addAll(List.of("-cp", System.getProperty("java.class.path")));
-    command.add(TrainCodeModel.class.getName());
-    command.addAll(List.of(training(model)));
     Path log = folder.resolve("interrupted.log");
     Process process =
-        new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
-    while (!Files.exists(model) && process.isAlive()) {
-      Thread.sleep(5);
-    }
+        new ProcessBuilder(command(model))
+            .redirectErrorStream(true)
+            .redirectOutput(log.toFile())
+            .start();
+    awaitFirstSave(model, process);
     process.destroy();
     assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
-    assertThat(log).content().contains("Interrupted after step").contains("saved as " + model);
+    int step = assertSavedAndSaid(model, Files.readString(log));
     assertThat(process.exitValue()).isEqualTo(128 + 15);
-    int step = CodeModel.load(model).getIterationCount();
-    assertThat(step).isBetween(5, STEPS - 1);
-    assertThat(log).content().contains("step " + step + " of " + STEPS);
 
     StringWriter printed = new StringWriter();
     assertThat(run(new TrainCodeModel(), printed, training(model))).isZero();
@@ -106,6 +100,50 @@ class TrainCodeModelTest {
     assertThat(CodeModel.load(model).params()).isEqualTo(CodeModel.load(trained).params());
     assertThat(Files.readString(folder.resolve("interrupted.zip.csv")))
         .isEqualTo(Files.readString(folder.resolve("trained.zip.csv")));
+  }
+
+  @Test
+  void controlCOnATerminalSaves() throws Exception {
+    Path model = folder.resolve("terminal.zip");
+    Path log = folder.resolve("terminal.log");
+    // script (Debian: bsdutils) gives the program a terminal, on which \3 is Ctrl-C.
+    Process process =
+        new ProcessBuilder("script", "-qec", String.join(" ", command(model)), log.toString())
+            .redirectErrorStream(true)
+            .redirectOutput(ProcessBuilder.Redirect.DISCARD)
+            .start();
+    awaitFirstSave(model, process);
+    try (OutputStream keyboard = process.getOutputStream()) {
+      keyboard.write(3);
+      keyboard.flush();
+      assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
+    }
+    assertSavedAndSaid(model, Files.readString(log));
+    assertThat(process.exitValue()).isEqualTo(128 + 2);
+  }
+
+  private static List<String> command(Path model) {
+    List<String> command = new ArrayList<>();
+    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
+    command.addAll(List.of("-cp", System.getProperty("java.class.path")));
+    command.add(TrainCodeModel.class.getName());
+    command.addAll(List.of(training(model)));
+    return command;
+  }
+
+  private static void awaitFirstSave(Path model, Process process) throws InterruptedException {
+    while (!Files.exists(model) && process.isAlive()) {
+      Thread.sleep(5);
+    }
+  }
+
+  /** Answers the step at which the run was interrupted. */
+  private static int assertSavedAndSaid(Path model, String log) throws IOException {
+    assertThat(log).contains("Interrupted after step", "saved as " + model);
+    int step = CodeModel.load(model).getIterationCount();
+    assertThat(step).isBetween(5, STEPS - 1);
+    assertThat(log).contains("step " + step + " of " + STEPS);
+    return step;
   }
 
   @Test

@@ -55,11 +55,12 @@ struct Decode {
 
     A max = -kInfinity<A>, sum = 0;
     double decay = 0;
-    for (int64_t end = position + 1, first; end > lowest && decay < kInfinity<double>; end = first) {
+    for (int64_t end = position + 1, first; end > lowest && decay != kInfinity<double>; end = first) {
       first = most(lowest, end - kBlock);
       const int64_t count = end - first;
       const uint8_t* keep = maskOf<E>(p, b, first, count, buffers.keep);
-      decay = alpha.columns(first, end, decay, keep, buffers.weight);
+      decay = alpha.columns(first, end, decay, keep,
+                            [&](int64_t i, double bias) { buffers.weight[i] = static_cast<A>(bias); });
       const Rows<A> k = stageRows<E>(at<E>(p.k, b, first, kvHead), p.k.strides[1], p.k.strides[3], count, p.headSize,
                                      headColumns, keep, buffers.k);
       const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], count, p.valueSize,

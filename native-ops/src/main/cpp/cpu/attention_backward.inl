@@ -314,11 +314,11 @@ struct Backward {
         int64_t first, last;
         tile.visibleKeys(keys, lane, first, last);
         if (first >= last) continue;
-        panelProduct(last - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
-                     q + lane * p.headSize, kWidth, buffers.scores, kWidth, Assign<A>{});
+        assignProduct(last - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
+                      q + lane * p.headSize, kWidth, buffers.scores, kWidth);
         if (dO)
-          panelProduct(last - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
-                       dO + lane * p.valueSize, kWidth, buffers.dP, kWidth, Assign<A>{});
+          assignProduct(last - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
+                        dO + lane * p.valueSize, kWidth, buffers.dP, kWidth);
         const bool edge = tile.isEdge(keys, lane, kWidth);
         for (int64_t key = first; key < last; key++) {
           Vector<A> x[2], whole[2], fraction[2];
@@ -466,14 +466,15 @@ struct Backward {
         for (int64_t boundary = index + 1; boundary <= x.index; boundary++)
           *at<A>(p.dalpha, x.b, tiling.begin(boundary), x.h) -= sum;
     }
+    const A scale = static_cast<A>(p.scale);
     if constexpr (kAddsToDq)
       for (int64_t i = 0; i < x.rows; i++) {
         E* row = at<E>(p.dq, x.b, x.t0() + i, x.h);
         const A* own = buffers.dq + i * buffers.headColumns;
         if (p.dq.strides[3] == 1) {
-          for (int64_t c = 0; c < p.headSize; c++) row[c] += own[c];
+          for (int64_t c = 0; c < p.headSize; c++) row[c] += scale * own[c];
         } else {
-          for (int64_t c = 0; c < p.headSize; c++) row[c * p.dq.strides[3]] += own[c];
+          for (int64_t c = 0; c < p.headSize; c++) row[c * p.dq.strides[3]] += scale * own[c];
         }
       }
   }
@@ -509,10 +510,10 @@ struct Backward {
       A* dS = buffers.dS + begin * kSize + lane;
       Vector<A> columns[2];
       const auto compute = [&] {
-        panelProduct(end - begin, p.headSize, Left<A>{q.data + begin * q.ld, q.ld, 1},
-                     tile.buffers.kPacked + lane * p.headSize, kWidth, weight, kSize, Assign<A>{});
-        panelProduct(end - begin, p.valueSize, Left<A>{dO.data + begin * dO.ld, dO.ld, 1},
-                     tile.buffers.vPacked + lane * p.valueSize, kWidth, dS, kSize, Assign<A>{});
+        assignProduct(end - begin, p.headSize, Left<A>{q.data + begin * q.ld, q.ld, 1},
+                      tile.buffers.kPacked + lane * p.headSize, kWidth, weight, kSize);
+        assignProduct(end - begin, p.valueSize, Left<A>{dO.data + begin * dO.ld, dO.ld, 1},
+                      tile.buffers.vPacked + lane * p.valueSize, kWidth, dS, kSize);
         columns[0] = columns[1] = Vector<A>{};
         return diagonal ? gradientOfScores<true, true>(x, tile, decay, lane, begin, end, buffers, columns)
                : edge   ? gradientOfScores<true, false>(x, tile, decay, lane, begin, end, buffers, columns)
@@ -532,8 +533,8 @@ struct Backward {
       for (int64_t l = 0; l < keys; l++) sum += buffers.tileSum[l];
 
       add(finite, keys, buffers.valueColumns, end - begin, Left<A>{weight, 1, kSize}, dO.data + begin * dO.ld, dO.ld,
-          A(1), tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
-      add(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld, A(1),
+          tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
+      add(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld,
           tile.buffers.dk + lane * buffers.headColumns, buffers.headColumns);
     }
     if (p.dalpha.data)
@@ -541,16 +542,16 @@ struct Backward {
         *at<A>(p.dalpha, x.b, x.position + i + 1, x.h) += sumOfRow(buffers.dS + i * kSize, tile.panels);
     if constexpr (kAddsToDq)
       add(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
-          static_cast<A>(p.scale), buffers.dq, buffers.headColumns);
+          buffers.dq, buffers.headColumns);
     return sum;
   }
 
-  static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb,
-                  A factor, A* c, int64_t ldc) {
+  static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,
+                  int64_t ldc) {
     if (finite)
-      addProduct(rows, columns, depth, a, b, ldb, factor, c, ldc);
+      addProduct(rows, columns, depth, a, b, ldb, c, ldc);
     else
-      addProductOfVisible(rows, columns, depth, a, b, ldb, factor, c, ldc);
+      addProductOfVisible(rows, columns, depth, a, b, ldb, c, ldc);
   }
 
   static A sumOfRow(const A* row, int64_t panels) {
@@ -583,7 +584,7 @@ struct Backward {
     const IntegerVector<A> lanes = laneIndex<A>();
     const A scale = static_cast<A>(x.p.scale * kLog2E);
     const int64_t lookback = x.position - tile.first;
-    Vector<A> doubt{};
+    Vector<A> heaviest{};
     for (int64_t i = begin; i < end; i++) {
       alignas(64) A between[kWidth];
       if (kDiagonal)
@@ -613,9 +614,21 @@ struct Backward {
         store(weight, P);
         store(dS, gradient);
         columns[v] += gradient;
-        doubt += P * P * x.terms.doubt[i] - gradient * gradient;
+        heaviest = greater<A>(P, heaviest);
       }
     }
+    return kIsAccumulator<E> && !anyAbove<A>(heaviest, A(0.5)) ? A(0) : doubtOf(x, lane, begin, end, buffers);
+  }
+
+  /// The doubt in delta of a panel of pairs (kDoubt).
+  static A doubtOf(const Queries& x, int64_t lane, int64_t begin, int64_t end, const Buffers& buffers) {
+    Vector<A> doubt{};
+    for (int64_t i = begin; i < end; i++)
+      for (int v = 0; v < 2; v++) {
+        const Vector<A> P = load(buffers.weight + i * kSize + lane + v * kLanes<A>);
+        const Vector<A> gradient = load(buffers.dS + i * kSize + lane + v * kLanes<A>);
+        doubt += P * P * x.terms.doubt[i] - gradient * gradient;
+      }
     return sumOfLanes<A>(doubt);
   }
 
@@ -671,8 +684,7 @@ struct Backward {
         const A *k = keys.k.data + first * keys.k.ld, *gradients = buffers.refine.scores;
         A* dq = buffers.dq + lane * p.headSize;
         if (finite) {
-          panelProduct(p.headSize, end - first, Left<A>{k, 1, keys.k.ld}, gradients, kWidth, dq, kWidth,
-                       AddScaled<A>{A(1)});
+          panelProduct(p.headSize, end - first, Left<A>{k, 1, keys.k.ld}, gradients, kWidth, dq, kWidth, Add<A>{});
         } else {
           for (int64_t key = 0; key < end - first; key++)
             for (int64_t i = 0; i < kWidth; i++) {
@@ -698,10 +710,10 @@ struct Backward {
   static A transposedGradientOfScores(const QueryTile<E>& tile, const VisibleKeys<A>& keys, int64_t lane, int64_t first,
                                       int64_t end, const QueryBuffers& buffers) {
     const AttentionProblem& p = tile.p;
-    panelProduct(end - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
-                 buffers.q + lane * p.headSize, kWidth, buffers.refine.scores, kWidth, Assign<A>{});
-    panelProduct(end - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
-                 buffers.dO + lane * p.valueSize, kWidth, buffers.refine.dP, kWidth, Assign<A>{});
+    assignProduct(end - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
+                  buffers.q + lane * p.headSize, kWidth, buffers.refine.scores, kWidth);
+    assignProduct(end - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
+                  buffers.dO + lane * p.valueSize, kWidth, buffers.refine.dP, kWidth);
     const A scale = static_cast<A>(p.scale * kLog2E);
     const bool edge = tile.isEdge(keys, lane, kWidth);
     Vector<A> doubt{};

@@ -64,6 +64,12 @@ GATEDFWA_INLINE T sumOfLanes(Vector<T> x) {
     for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
   return lanes[0];
 }
+template <typename T>
+GATEDFWA_INLINE bool anyAbove(Vector<T> x, T limit) {
+  bool any = false;
+  for (int i = 0; i < kLanes<T>; i++) any |= x[i] > limit;
+  return any;
+}
 /// A NaN in x is dropped: the exponential brings it back.
 template <typename T>
 GATEDFWA_INLINE Vector<T> greater(Vector<T> x, Vector<T> other) {

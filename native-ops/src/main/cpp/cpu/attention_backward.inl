@@ -29,7 +29,7 @@ struct Backward {
   static constexpr A kLargeLse = 16;
   /// delta is in doubt where, weighted with P, the square of dP - delta is below that of this times the norm of dO o o:
   /// delta has an error of about that norm times the rounding of o, which 16-bit types feel first.
-  static constexpr A kDoubt = kIsAccumulator<E> ? A(0.25) : A(0.5);
+  static constexpr A kDoubt = kIsAccumulator<E> ? A(0.5) : A(1);
   /// Where dO . o has terms like these, their squares may leave the range of A.
   static constexpr A kLeastTerms = A(1e-12), kMostTerms = A(1e12);
 
@@ -45,6 +45,7 @@ struct Backward {
       segments = (tiles + segmentTiles - 1) / segmentTiles;
       reach = least(segmentTiles + span, tiles - firstQueryTile);
     }
+    int64_t tileOf(int64_t token) const { return (token + padding) / kSize; }
     int64_t begin(int64_t tile) const { return most(0, tile * kSize - padding); }
   };
 
@@ -52,18 +53,21 @@ struct Backward {
   struct RowTerms {
     double* level;  ///< log2(e) * lse; +infinity for a row without a key
     double* decay;  ///< sum of alpha from the row's tile to the row
+    int64_t* last;  ///< the newest real token that the row sees: its last key
     A* delta;       ///< dO . o
     A* deltaLow;    ///< what `delta` lacks, once refined
     A* doubt;       ///< (kDoubt * |dO o o|)^2; 0 once refined
     RowTerms(int64_t rows, Scratch& scratch)
         : level(scratch.take<double>(rows)),
           decay(scratch.take<double>(rows)),
+          last(scratch.take<int64_t>(rows)),
           delta(scratch.take<A>(rows)),
           deltaLow(scratch.take<A>(rows)),
           doubt(scratch.take<A>(rows)) {}
     RowTerms(const RowTerms& from, int64_t row)
         : level(from.level + row),
           decay(from.decay + row),
+          last(from.last + row),
           delta(from.delta + row),
           deltaLow(from.deltaLow + row),
           doubt(from.doubt + row) {}
@@ -93,7 +97,7 @@ struct Backward {
 
   /// What refine works with.
   struct RefineBuffers {
-    A *scores, *dP, *sum, *heaviest, *center, *moment;
+    A *scores, *dP, *sum, *heaviest, *center, *moment, *momentOfDelta;
     Levels levels;
     typename QueryTile<E>::Buffers keys;
     RefineBuffers(const AttentionProblem& p, Scratch& scratch)
@@ -103,6 +107,7 @@ struct Backward {
           heaviest(scratch.take<A>(QueryTile<E>::kSize)),
           center(scratch.take<A>(QueryTile<E>::kSize)),
           moment(scratch.take<A>(QueryTile<E>::kSize)),
+          momentOfDelta(scratch.take<A>(QueryTile<E>::kSize)),
           levels(QueryTile<E>::kSize, scratch),
           keys(p, scratch) {}
   };
@@ -115,7 +120,7 @@ struct Backward {
 
   struct Buffers {
     int64_t headColumns, valueColumns;
-    A *q, *dO, *weight, *dS, *dq, *tileSum;
+    A *q, *dO, *weight, *dS, *dq, *rowSum;
     KeyTileBuffers tiles[kBlock];
     Levels levels;
     RowTerms rows;  ///< [group][reach * kSize]
@@ -129,7 +134,7 @@ struct Backward {
           weight(scratch.take<A>(kSize * kSize)),
           dS(scratch.take<A>(kSize * kSize)),
           dq(scratch.take<A>(kSize * most(headColumns, valueColumns))),
-          tileSum(scratch.take<A>(kSize)),
+          rowSum(scratch.take<A>(kSize)),
           levels(kSize, scratch),
           rows(p.heads / p.kvHeads * tiling.reach * kSize, scratch),
           refineRows(scratch.take<A>(kSize * most(p.headSize, p.valueSize))),
@@ -238,6 +243,9 @@ struct Backward {
   static Refine setRowTerms(const AttentionBackward& p, int64_t b, int64_t h, int64_t t0, int64_t count, A* dOBuffer,
                             A* oBuffer, const RowTerms& rows) {
     const Decays<A> alpha = Decays<A>::of(p, b, h);
+    const int64_t position = p.keyLength - p.queryLength + t0;
+    int64_t last = position;
+    while (last > most(0, position - p.window + 1) && !isReal<E>(p, b, last)) last--;
     double decay = 0;
     bool large = false, extreme = false;
     for (int64_t first = 0; first < count; first += kSize) {
@@ -256,8 +264,10 @@ struct Backward {
           rows.delta[i] = 0;
           continue;
         }
-        if (i > 0) decay += alpha[p.keyLength - p.queryLength + t0 + i];
+        if (i > 0) decay += alpha[position + i];
+        if (isReal<E>(p, b, position + i)) last = position + i;
         rows.decay[i] = decay;
+        rows.last[i] = last;
         const A lse = *(at<A>(p.lse, b, h) + (t0 + i) * p.lse.strides[2]);
         if (lse == -kInfinity<A>) continue;
         rows.level[i] = kLog2E * lse;
@@ -298,15 +308,16 @@ struct Backward {
   }
 
   /// For the queries [begin, end) of a tile, given its q and dO as panels: sums P over all keys and normalises `level`,
-  /// for a large lse has lost bits and the row's P then add up to 1 + error. With dO also sums P dP, relative to the dP
-  /// of the row's heaviest key, c: dP - delta = (dP - c) - sum of P (dP - c) is as exact as the other keys' share
-  /// allows, and exactly 0 if there is no other key. dP has the very bits that gradientOfScores finds.
+  /// for a large lse has lost bits and the row's P then add up to 1 + error. With dO also sums P (dP - c), where c is
+  /// delta or, if one key has more than half of the weight, the dP of that key, which has the very bits that
+  /// gradientOfScores finds: dP - delta = (dP - c) - sum of P (dP - c) is as exact as the other keys' share allows, and
+  /// exactly 0 if there is no other key.
   static void refine(const QueryTile<E>& tile, int64_t begin, int64_t end, const A* q, const A* dO,
                      const RefineBuffers& buffers, const RowTerms& rows) {
     const AttentionProblem& p = tile.p;
     const A scale = static_cast<A>(p.scale * kLog2E);
     for (int64_t i = begin; i < end; i++)
-      buffers.sum[i] = buffers.heaviest[i] = buffers.center[i] = buffers.moment[i] = 0;
+      buffers.sum[i] = buffers.heaviest[i] = buffers.center[i] = buffers.moment[i] = buffers.momentOfDelta[i] = 0;
     buffers.levels.setEarlier(rows, tile.panels() * kWidth, tile.gap);
     tile.forEachKeyTile(buffers.keys, [&](const VisibleKeys<A>& keys) {
       if (keys.diagonal && keys.lookback == 0) buffers.levels.setOwn(rows, tile.panels() * kWidth, tile.decay);
@@ -337,11 +348,13 @@ struct Backward {
             const Vector<A> dP = load(buffers.dP + (key - first) * kWidth + v * kLanes<A>);
             const Vector<A> heaviest = load(buffers.heaviest + column), old = load(buffers.center + column);
             const Vector<A> center = P > heaviest ? dP : old;
-            const Vector<A> moved = P > heaviest ? sum * (old - dP) : Vector<A>{};
-            const Vector<A> term = P == 0 ? Vector<A>{} : P * (dP - center);
-            store(buffers.moment + column, load(buffers.moment + column) + moved + term);
+            const auto add = [&](A* moment, Vector<A> origin, Vector<A> moved) GATEDFWA_INLINE_LAMBDA {
+              store(moment + column, load(moment + column) + moved + (P == 0 ? Vector<A>{} : P * (dP - origin)));
+            };
+            add(buffers.moment, center, P > heaviest ? sum * (old - dP) : Vector<A>{});
+            add(buffers.momentOfDelta, load(rows.delta + column), Vector<A>{});
             store(buffers.center + column, center);
-            store(buffers.heaviest + column, P > heaviest ? P : heaviest);
+            store(buffers.heaviest + column, greater<A>(P, heaviest));
           }
         }
       }
@@ -351,8 +364,9 @@ struct Backward {
       if (!(sum > 0 && sum < kInfinity<A>)) continue;
       rows.level[i] += kLog2E * __builtin_log(static_cast<double>(sum));
       if (!dO) continue;
-      rows.delta[i] = buffers.center[i];
-      rows.deltaLow[i] = buffers.moment[i] / sum;
+      const bool dominated = 2 * buffers.heaviest[i] > sum;
+      if (dominated) rows.delta[i] = buffers.center[i];
+      rows.deltaLow[i] = (dominated ? buffers.moment[i] : buffers.momentOfDelta[i]) / sum;
     }
     if (dO)
       for (int64_t i = begin; i < end; i++) rows.doubt[i] = 0;
@@ -461,10 +475,8 @@ struct Backward {
       if (index > x.index || x.position - (tile.end() - 1) >= p.window) continue;
       for (; tile.summed <= x.position && index < x.index; tile.summed++) tile.gap += alpha[tile.summed];
       if (index < x.index && tile.gap == kInfinity<double>) continue;
-      const A sum = runPairs(x, tile, index == x.index, alpha, q, dO, buffers);
-      if (p.dalpha.data)
-        for (int64_t boundary = index + 1; boundary <= x.index; boundary++)
-          *at<A>(p.dalpha, x.b, tiling.begin(boundary), x.h) -= sum;
+      runPairs(x, tile, index == x.index, alpha, q, dO, buffers);
+      if (p.dalpha.data) addToDecay(x, tiling, index, buffers);
     }
     const A scale = static_cast<A>(p.scale);
     if constexpr (kAddsToDq)
@@ -479,9 +491,27 @@ struct Backward {
       }
   }
 
-  /// One tile of pairs: adds to dk, dv, dq and the column sums; returns the sum of its dS.
-  static A runPairs(const Queries& x, const KeyTile& tile, bool diagonal, const Decays<A>& alpha, Rows<A> q, Rows<A> dO,
-                    const Buffers& buffers) {
+  /// The row sums of the pairs with key tile `index`, for finishDecay. What is left of a row's sum after its last key
+  /// is rounding, so it counts for tokens up to there.
+  static void addToDecay(const Queries& x, const Tiling& tiling, int64_t index, const Buffers& buffers) {
+    const AttentionBackward& p = x.p;
+    const auto dalpha = [&](int64_t token) -> A& { return *at<A>(p.dalpha, x.b, token, x.h); };
+    for (int64_t boundary = index + 1; boundary <= x.index; boundary++) {
+      const int64_t token = tiling.begin(boundary);
+      A sum = 0;
+      for (int64_t i = 0; i < x.rows; i++)
+        if (x.terms.last[i] >= token) sum += buffers.rowSum[i];
+      dalpha(token) -= sum;
+    }
+    for (int64_t i = 0; i < x.rows; i++) {
+      const int64_t next = x.terms.last[i] + 1;
+      if (next < p.keyLength && tiling.begin(tiling.tileOf(next)) != next) dalpha(next) += buffers.rowSum[i];
+    }
+  }
+
+  /// One tile of pairs: adds to dk, dv, dq, and the column and row sums.
+  static void runPairs(const Queries& x, const KeyTile& tile, bool diagonal, const Decays<A>& alpha, Rows<A> q,
+                       Rows<A> dO, const Buffers& buffers) {
     const AttentionBackward& p = x.p;
     DiagonalDecay<A> decay;
     const auto setLevels = [&] {
@@ -496,7 +526,6 @@ struct Backward {
     const bool edge = diagonal || x.rows - 1 + lookback >= p.window;
     const bool finite = !edge || (tile.finite && allFinite(q.data, x.rows * buffers.headColumns) &&
                                   allFinite(dO.data, x.rows * buffers.valueColumns));
-    A sum = 0;
     for (int64_t lane = 0; lane < tile.panels * kWidth; lane += kWidth) {
       // Queries that see any key of lanes [lane, lane + kWidth).
       const int64_t begin = diagonal ? least(lane, x.rows) : 0;
@@ -527,23 +556,18 @@ struct Backward {
       for (int v = 0; v < 2; v++) {
         A* total = tile.buffers.columnSum + lane + v * kLanes<A>;
         store(total, load(total) + columns[v]);
-        store(buffers.tileSum + v * kLanes<A>, columns[v]);
       }
       const int64_t keys = least(kWidth, tile.keys - lane);
-      for (int64_t l = 0; l < keys; l++) sum += buffers.tileSum[l];
-
       add(finite, keys, buffers.valueColumns, end - begin, Left<A>{weight, 1, kSize}, dO.data + begin * dO.ld, dO.ld,
           tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
       add(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld,
           tile.buffers.dk + lane * buffers.headColumns, buffers.headColumns);
     }
     if (p.dalpha.data)
-      for (int64_t i = 0; i + 1 < x.rows; i++)
-        *at<A>(p.dalpha, x.b, x.position + i + 1, x.h) += sumOfRow(buffers.dS + i * kSize, tile.panels);
+      for (int64_t i = 0; i < x.rows; i++) buffers.rowSum[i] = sumOfRow(buffers.dS + i * kSize, tile.panels);
     if constexpr (kAddsToDq)
       add(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
           buffers.dq, buffers.headColumns);
-    return sum;
   }
 
   static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,

@@ -145,7 +145,7 @@ struct Buffer {
   }
 };
 
-cpu::Executor threads(int count) {
+Executor threads(int count) {
   return {count, [](int workers, const std::function<void(int)>& body) {
             std::vector<std::thread> all;
             for (int i = 1; i < workers; i++) all.emplace_back(body, i);

@@ -1,18 +1,10 @@
 // The CPU kernels' door: what an op adapter calls.
 #pragma once
 
-#include <functional>
-
+#include "kernel/executor.h"
 #include "kernel/params.h"
 
 namespace gatedfwa::cpu {
-
-/// Where a kernel's workers run. `run(n, body)` calls body(0) .. body(n-1), concurrently as far as it can, and
-/// returns when all have returned. Workers share work dynamically; results do not depend on their number.
-struct Executor {
-  int workers;
-  std::function<void(int workers, const std::function<void(int worker)>& body)> run;
-};
 
 enum class InstructionSet { Plain, Avx2, Avx512 };
 

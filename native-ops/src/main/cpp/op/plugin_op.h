@@ -5,6 +5,7 @@
 
 #include "libnd4j/abi.h"
 #include "op/arguments.h"
+#include "op/backend.h"
 
 namespace gatedfwa {
 
@@ -25,7 +26,8 @@ class PluginOp : public sd::ops::DeclarableOp {
 
  private:
   virtual std::vector<OutputShape> shapes(const OpArguments& arguments) const = 0;
-  virtual void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const = 0;
+  virtual void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs,
+                   const Backend& backend) const = 0;
 
   const char* name_;
   int outputs_;

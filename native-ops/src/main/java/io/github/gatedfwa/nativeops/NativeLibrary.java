@@ -23,25 +23,54 @@ import org.slf4j.LoggerFactory;
  * <p>ND4J is started if it has not been. Ops that run in other threads while the plug-in registers
  * its own are at the mercy of libnd4j, whose registry has no lock for readers: load early.
  *
- * <p>The system property {@value #INSTRUCTIONS_PROPERTY} chooses the kernels' instruction set:
- * {@code auto} (the default: the best that the processor has), {@code plain}, {@code avx2} or
- * {@code avx512}.
+ * <p>System properties, read once:
+ *
+ * <ul>
+ *   <li>{@value #INSTRUCTIONS_PROPERTY}, the CPU kernels' instruction set: {@code auto} (the
+ *       default: the best that the processor has), {@code plain}, {@code avx2} or {@code avx512};
+ *   <li>{@value #DEVICE_PROPERTY}, where the ops run: {@code auto} (the default: each call on the
+ *       CPU or, operands copied there and back, on the first NVIDIA GPU, as a cost model that is
+ *       measured here expects), {@code cpu}, or {@code cuda} and {@code cuda:N} (all calls on that
+ *       GPU). It takes the CUDA library, in this artifact's jar with the classifier {@code
+ *       linux-x86_64-gpu}. Without it, or a GPU that can be used, the ops run on the CPU; a line of
+ *       the log says why;
+ *   <li>{@value #CUDA_FLOAT_PROPERTY}, FLOAT on a GPU: {@code strict} (the default: float32's
+ *       accuracy) or {@code tf32} (products with 10-bit mantissas, faster);
+ *   <li>{@value #CUDA_MEMORY_PROPERTY}, the most megabytes of GPU memory in use at once (default:
+ *       what there is), and {@value #CUDA_CACHE_PROPERTY}, how many of them may stay in use between
+ *       calls (default: a quarter of the GPU's memory; 0: none).
+ * </ul>
  */
 public final class NativeLibrary {
 
   /** System property: {@code auto}, {@code plain}, {@code avx2} or {@code avx512}. */
   public static final String INSTRUCTIONS_PROPERTY = "gatedfwa.cpu.instructions";
 
+  /** System property: {@code auto}, {@code cpu}, {@code cuda} or {@code cuda:N}. */
+  public static final String DEVICE_PROPERTY = "gatedfwa.device";
+
+  /** System property: {@code strict} or {@code tf32}. */
+  public static final String CUDA_FLOAT_PROPERTY = "gatedfwa.cuda.float";
+
+  /** System property: megabytes. */
+  public static final String CUDA_MEMORY_PROPERTY = "gatedfwa.cuda.memory";
+
+  /** System property: megabytes. */
+  public static final String CUDA_CACHE_PROPERTY = "gatedfwa.cuda.cache";
+
   static final String SUPPORTED_ND4J = "1.0.0-M2.1";
   static final String SUPPORTED_PLATFORMS = "linux-x86_64";
   private static final String FILE = "libgatedfwa_cpu.so";
+  private static final String CUDA_FILE = "libgatedfwa_cuda.so";
+  private static final String GPU_CLASSIFIER = "-gpu";
 
   private static final Logger log = LoggerFactory.getLogger(NativeLibrary.class);
 
   /** What {@link #load()} came to: exactly one of the two is set. */
   private record Outcome(Loaded loaded, NativeLibraryException failure) {}
 
-  private record Loaded(Map<String, CustomOpDescriptor> ops, String instructionSet) {}
+  private record Loaded(
+      Map<String, CustomOpDescriptor> ops, String instructionSet, String device) {}
 
   private static volatile Outcome outcome;
 
@@ -94,6 +123,37 @@ public final class NativeLibrary {
     return NativeRuntime.threads();
   }
 
+  /**
+   * Where the ops can run: a GPU's name, such as {@code cuda:0 NVIDIA H200 (sm_90)}, or {@code cpu}
+   * and, unless that was asked for, why not on a GPU.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String device() {
+    return loaded().device();
+  }
+
+  /**
+   * The last attention call of any thread: its shape, where it ran, and the times that the cost
+   * model expected. Empty where there is only the CPU.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String lastDecision() {
+    loaded();
+    return NativeRuntime.lastDecision();
+  }
+
+  /**
+   * What the ops have done so far, on the CPU and on a GPU.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static DeviceUsage deviceUsage() {
+    loaded();
+    return DeviceUsage.of(NativeRuntime.usage());
+  }
+
   private static Loaded loaded() {
     Outcome result = outcome;
     if (result == null) {
@@ -122,6 +182,7 @@ public final class NativeLibrary {
   private static Loaded loadOnce() {
     String platform = Loader.getPlatform();
     byte[] library = libraryFor(platform);
+    DeviceSettings settings = DeviceSettings.of(System.getProperties());
     OpExecutioner executioner = startNd4j();
     checkBackend(executioner.type(), Nd4j.getBackend().getClass().getSimpleName());
     checkVersions();
@@ -143,12 +204,47 @@ public final class NativeLibrary {
           "the GatedFWA ops cannot be registered: " + e.getMessage(), e);
     }
     announce(executioner, ops);
+    String device = openDevice(platform, settings);
     log.info(
-        "GatedFWA ops {} registered with ND4J: {} kernels, {} threads",
+        "GatedFWA ops {} registered with ND4J: {} kernels, {} threads; {}",
         ops.keySet(),
         instructionSet,
-        NativeRuntime.threads());
-    return new Loaded(ops, instructionSet);
+        NativeRuntime.threads(),
+        device);
+    return new Loaded(ops, instructionSet, device);
+  }
+
+  /** The device's name; or {@code cpu} and why. */
+  private static String openDevice(String platform, DeviceSettings settings) {
+    if (settings.mode() == DeviceSettings.Mode.CPU) {
+      return "cpu";
+    }
+    String reason;
+    String resource = platform + GPU_CLASSIFIER + "/" + CUDA_FILE;
+    try (InputStream in = NativeLibrary.class.getResourceAsStream(resource)) {
+      reason =
+          in == null
+              ? "no CUDA library on the class path (native-ops, classifier "
+                  + platform
+                  + GPU_CLASSIFIER
+                  + ")"
+              : NativeRuntime.openDevice(
+                  libraryFile(CUDA_FILE, in.readAllBytes()).toString(),
+                  settings.mode() == DeviceSettings.Mode.CUDA,
+                  settings.ordinal(),
+                  settings.tf32(),
+                  settings.memoryLimit(),
+                  settings.cacheLimit());
+    } catch (IOException e) {
+      reason = "the CUDA library cannot be read or written to disk: " + e;
+    }
+    if (reason.isEmpty()) {
+      return NativeRuntime.deviceName();
+    }
+    if (settings.mode() == DeviceSettings.Mode.CUDA) {
+      log.warn("GatedFWA runs on the CPU, not on a GPU as {} asks: {}", DEVICE_PROPERTY, reason);
+    }
+    return "cpu: " + reason;
   }
 
   private static byte[] libraryFor(String platform) {
@@ -222,12 +318,16 @@ public final class NativeLibrary {
         });
   }
 
+  private static Path libraryFile(String name, byte[] library) throws IOException {
+    File cache = Loader.getCacheDir();
+    return LibraryCache.file(cache.toPath().resolve("gatedfwa"), name, library).toAbsolutePath();
+  }
+
   private static void systemLoad(byte[] library) {
     Path file = null;
     try {
-      File cache = Loader.getCacheDir();
-      file = LibraryCache.file(cache.toPath().resolve("gatedfwa"), FILE, library);
-      System.load(file.toAbsolutePath().toString());
+      file = libraryFile(FILE, library);
+      System.load(file.toString());
     } catch (IOException e) {
       throw new NativeLibraryException(
           "the native GatedFWA library cannot be written to disk ("

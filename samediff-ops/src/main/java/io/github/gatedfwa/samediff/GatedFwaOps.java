@@ -1,5 +1,6 @@
 package io.github.gatedfwa.samediff;
 
+import io.github.gatedfwa.nativeops.DeviceUsage;
 import io.github.gatedfwa.nativeops.NativeLibrary;
 import io.github.gatedfwa.nativeops.NativeLibraryException;
 import org.nd4j.imports.converters.ImportClassMapping;
@@ -74,6 +75,39 @@ public final class GatedFwaOps {
                   + property
                   + "'; expected auto, required or off");
     };
+  }
+
+  /**
+   * Where the native ops can run: a GPU's name, such as {@code cuda:0 NVIDIA H200 (sm_90)}, or
+   * {@code cpu} and, unless that was asked for, why not on a GPU. {@link NativeLibrary} lists the
+   * system properties that choose.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String device() {
+    load();
+    return NativeLibrary.device();
+  }
+
+  /**
+   * The last attention call of any thread: its shape, where it ran, and the times that the cost
+   * model expected on the GPU and on the CPU. Empty where there is only the CPU.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String lastDecision() {
+    load();
+    return NativeLibrary.lastDecision();
+  }
+
+  /**
+   * What the native ops have done so far on the CPU and on a GPU: calls, time, bytes copied.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static DeviceUsage deviceUsage() {
+    load();
+    return NativeLibrary.deviceUsage();
   }
 
   private static boolean canLoad() {

@@ -16,6 +16,7 @@
 
 #include "cpu/cpu_kernels.h"
 #include "dense_oracle.h"
+#include "thread_executor.h"
 
 namespace {
 
@@ -144,15 +145,6 @@ struct Buffer {
     return tensor;
   }
 };
-
-Executor threads(int count) {
-  return {count, [](int workers, const std::function<void(int)>& body) {
-            std::vector<std::thread> all;
-            for (int i = 1; i < workers; i++) all.emplace_back(body, i);
-            body(0);
-            for (std::thread& thread : all) thread.join();
-          }};
-}
 
 /// |x - reference| / |reference|; where all of the reference is 0 (each row sees one key), per element, for the inputs
 /// are of order 1.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -90,6 +91,7 @@ double CostModel::onDevice(const Work& work, const Traffic& traffic) const {
   const double upload = seconds(traffic.upload, uploadRate) + seconds(traffic.resident, comparisonRate);
   const double download = seconds(traffic.download, downloadRate);
   const double longest = std::max({kernel, upload, download});
+  if (std::isinf(longest)) return longest;
   return deviceSeconds + longest + (kernel + upload + download - longest) / kPieces;
 }
 

@@ -110,6 +110,8 @@ bool gateOnDevice(const Params& params) {
 
 std::string open(Mode mode, const std::string& path, const AcceleratorOptions& options) {
   state = {};
+  lost = false;
+  warnedOfMemory = false;
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return dlerror();
   const auto openAccelerator = reinterpret_cast<OpenAccelerator>(dlsym(library, kOpenAcceleratorName));

@@ -158,6 +158,9 @@ cudaError_t launchKeyBits(Input mask, ElementType type, int64_t batch, int64_t l
                           cudaStream_t stream);
 
 // rows.cu
+/// Zeros in [batch, rows, heads, width]; Bits is an unsigned type of the element's size.
+template <typename Bits>
+cudaError_t launchZero(Output x, int64_t batch, int64_t rows, int64_t heads, int64_t width, cudaStream_t stream);
 /// Can rows of `width` elements be moved 16 bytes at a time?
 bool rowsAligned(const Input& x, int64_t width, int64_t elementBytes);
 template <typename T>

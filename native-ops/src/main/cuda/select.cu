@@ -271,6 +271,26 @@ void backward(Call& call, Kernel kernel, const AttentionBackward& p, const void*
   }
 }
 
+template <typename Bits, typename DecayBits>
+cudaError_t zeroKeyGradients(const AttentionBackward& p, cudaStream_t stream) {
+  cudaError_t e = launchZero<Bits>(p.dk, p.batch, p.keyLength, p.kvHeads, p.headSize, stream);
+  if (e == cudaSuccess) e = launchZero<Bits>(p.dv, p.batch, p.keyLength, p.kvHeads, p.valueSize, stream);
+  if (e == cudaSuccess && p.dalpha.data) e = launchZero<DecayBits>(p.dalpha, p.batch, p.keyLength, p.heads, 1, stream);
+  return e;
+}
+
+/// Without a query the keys have no gradient.
+Result backwardOfNothing(const AttentionBackward& p, cudaStream_t stream) {
+  cudaError_t e;
+  if (p.type == ElementType::Float64)
+    e = zeroKeyGradients<uint64_t, uint64_t>(p, stream);
+  else if (p.type == ElementType::Float32)
+    e = zeroKeyGradients<uint32_t, uint32_t>(p, stream);
+  else
+    e = zeroKeyGradients<uint16_t, uint32_t>(p, stream);
+  return {e == cudaSuccess ? Status::Ok : Status::CudaError, e};
+}
+
 template <typename Body>
 Result execute(Selection selection, void* workspace, size_t bytes, cudaStream_t stream, Body body) {
   if (selection.kernel == Kernel::None) return {Status::Unsupported, cudaSuccess};
@@ -339,7 +359,7 @@ Result attentionForwardWithSums(const AttentionForward& p, const void* sums, con
 
 Result attentionBackwardWithSums(const AttentionBackward& p, const void* sums, const Device& device, FloatMode mode,
                                  void* workspace, size_t bytes, cudaStream_t stream) {
-  if (empty(p)) return {};
+  if (empty(p)) return backwardOfNothing(p, stream);
   return execute(selectKernel(p, device, mode, true), workspace, bytes, stream,
                  [&](Call& call, Kernel kernel) { backward(call, kernel, p, sums, mode); });
 }

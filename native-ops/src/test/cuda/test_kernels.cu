@@ -11,8 +11,10 @@
 #include <sstream>
 #include <string>
 
+#include "accuracy.h"
 #include "device_array.h"
 #include "gatedfwa_cuda.h"
+#include "golden.h"
 #include "oracle.h"
 
 using namespace gatedfwa;
@@ -29,38 +31,6 @@ void check(bool ok, const std::string& what) {
   ++(ok ? passed : failed);
   if (!ok) std::printf("FAILED %s\n", what.c_str());
 }
-
-template <typename T>
-struct TypeOf;
-template <>
-struct TypeOf<float> {
-  static constexpr ElementType type = ElementType::Float32;
-  static constexpr const char* name = "FLOAT";
-};
-template <>
-struct TypeOf<double> {
-  static constexpr ElementType type = ElementType::Float64;
-  static constexpr const char* name = "DOUBLE";
-};
-template <>
-struct TypeOf<__half> {
-  static constexpr ElementType type = ElementType::Float16;
-  static constexpr const char* name = "HALF";
-};
-template <>
-struct TypeOf<__nv_bfloat16> {
-  static constexpr ElementType type = ElementType::BFloat16;
-  static constexpr const char* name = "BFLOAT16";
-};
-
-template <typename T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
 
 enum class Layout { Dense, HeadsFirst, Padded, Unaligned, LastStride2 };
 
@@ -181,39 +151,6 @@ std::string describe(const Case& c, const char* type) {
   return s.str();
 }
 
-double bound(ElementType type, FloatMode mode) {
-  switch (type) {
-    case ElementType::Float64:
-      return 1e-12;
-    case ElementType::Float32:
-      return mode == FloatMode::Strict ? 2e-6 : 2e-3;
-    case ElementType::Float16:
-      return 2e-3;
-    default:
-      return 1.5e-2;
-  }
-}
-
-double norm(const std::vector<double>& x) {
-  double sum = 0;
-  for (double v : x)
-    if (std::isfinite(v)) sum += v * v;
-  return std::sqrt(sum);
-}
-
-/// ||x - ref||; infinities must agree, NaN never passes.
-double distance(const std::vector<double>& x, const std::vector<double>& ref) {
-  double sum = 0;
-  for (size_t i = 0; i < ref.size(); ++i) {
-    if (std::isinf(ref[i]) || std::isinf(x[i])) {
-      if (x[i] != ref[i]) return std::numeric_limits<double>::infinity();
-      continue;
-    }
-    sum += (x[i] - ref[i]) * (x[i] - ref[i]);
-  }
-  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : std::sqrt(sum);
-}
-
 void compare(const std::string& what, const std::string& key, const char* tensor, const std::vector<double>& x,
              const std::vector<double>& ref, const std::vector<double>* yardstick, double limit, double floor,
              double yardsticks = 2) {
@@ -225,11 +162,6 @@ void compare(const std::string& what, const std::string& key, const char* tensor
   w = std::max(w, allowed > 0 ? error / allowed : (error > 0 ? 1e9 : 0));
   check(error <= allowed, what + " " + tensor + ": error " + std::to_string(relative * 1e6) + "e-6, allowed " +
                               std::to_string(allowed / (size > 0 ? size : 1) * 1e6) + "e-6");
-}
-
-template <typename T>
-double roundTo(double x) {
-  return widen(convert<T>(x));
 }
 
 /// The operands of one problem on the device, and both calls.
@@ -339,20 +271,7 @@ struct Call {
 template <typename T>
 void compareAll(Call<T>& call, const std::string& what, const Problem& x, const Gradients& ref) {
   const Case& c = call.c;
-  using F = typename Wide<T>::type;
-  const bool tf32 = c.mode == FloatMode::Tf32;
-  const auto same = [](F y) { return y; };
-  const auto toType = [](F y) { return static_cast<F>(roundTo<T>(y)); };
-  const auto toTf32 = [](F y) {
-    const float f = static_cast<float>(y);
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    bits = (bits + 0x1000) & ~0x1fffu;
-    float g;
-    std::memcpy(&g, &bits, 4);
-    return static_cast<F>(g);
-  };
-  const Gradients yard = tf32 ? dense<F>(x, toTf32, toTf32, same) : dense<F>(x, toType, same, toType);
+  const Gradients yard = yardstick<T>(x, c.mode);
   const double limit = bound(TypeOf<T>::type, c.mode);
   const std::string key =
       std::string(TypeOf<T>::name) + (c.mode == FloatMode::Tf32 ? "/tf32" : "") + (c.plain ? "/plain" : "");
@@ -653,50 +572,26 @@ void runRefusals() {
   AttentionForward empty = call.forward;
   empty.batch = 0;
   check(attentionForward(empty, device, c.mode, nullptr, 0, nullptr).status == Status::Ok, "empty batch");
+  call.poison();
+  AttentionBackward noQuery = call.backward;
+  noQuery.queryLength = 0;
+  check(attentionBackward(noQuery, device, c.mode, nullptr, 0, nullptr).status == Status::Ok, "no query");
+  CHECK(cudaDeviceSynchronize());
+  const auto isZero = [](const std::vector<double>& x) {
+    return std::all_of(x.begin(), x.end(), [](double y) { return y == 0; });
+  };
+  check(isZero(call.dk.values()) && isZero(call.dv.values()) && isZero(call.dalpha.values()),
+        "no query: gradients of the keys");
+  check(call.dk.surroundingsIntact() && call.dv.surroundingsIntact() && call.dalpha.surroundingsIntact(),
+        "no query: wrote outside");
 }
 
 // ---- golden cases
 // -----------------------------------------------------------------------------------------------------
 
-std::vector<double> readNpy(const std::string& path, std::vector<int64_t>* shape) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return {};
-  char head[10];
-  in.read(head, 10);
-  const int size = static_cast<unsigned char>(head[8]) | static_cast<unsigned char>(head[9]) << 8;
-  std::string header(size, ' ');
-  in.read(&header[0], size);
-  const std::string dims = header.substr(header.find('(') + 1, header.find(')') - header.find('(') - 1);
-  std::stringstream stream(dims);
-  int64_t count = 1;
-  shape->clear();
-  for (std::string d; std::getline(stream, d, ',');)
-    if (d.find_first_not_of(' ') != std::string::npos) {
-      shape->push_back(std::stoll(d));
-      count *= shape->back();
-    }
-  std::vector<double> x(count);
-  if (header.find("<f8") != std::string::npos) {
-    in.read(reinterpret_cast<char*>(x.data()), count * 8);
-  } else if (header.find("|b1") != std::string::npos || header.find("|u1") != std::string::npos) {
-    std::vector<char> raw(count);
-    in.read(raw.data(), count);
-    std::copy(raw.begin(), raw.end(), x.begin());
-  } else {
-    std::fprintf(stderr, "%s: unexpected type in %s\n", path.c_str(), header.c_str());
-    std::exit(2);
-  }
-  return x;
-}
-
-double jsonNumber(const std::string& json, const std::string& key) {
-  return std::stod(json.substr(json.find(':', json.find("\"" + key + "\"")) + 1));
-}
-
 template <typename T>
 void runGolden(const std::string& folder, FloatMode mode) {
-  for (const char* name :
-       {"basic", "chunk_with_cache", "decode_step", "gqa", "masked", "no_gate", "window_covers_all", "window_one"}) {
+  for (const char* name : kGoldenCases) {
     const std::string at = folder + "/" + name + "/";
     std::ifstream file(at + "case.json");
     check(static_cast<bool>(file), "golden case " + at);

@@ -3,21 +3,28 @@ package io.github.gatedfwa.nativeops;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatCode;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assumptions.assumeThat;
 
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.nd4j.linalg.api.ops.executioner.OpExecutioner.ExecutionerType;
 
 class NativeLibraryTest {
 
   private static final String RESOURCE =
       "io/github/gatedfwa/nativeops/linux-x86_64/libgatedfwa_cpu.so";
+
+  private static final String CUDA_RESOURCE =
+      "io/github/gatedfwa/nativeops/linux-x86_64-gpu/libgatedfwa_cuda.so";
 
   @TempDir Path directory;
 
@@ -79,6 +86,65 @@ class NativeLibraryTest {
             "failed: the system property gatedfwa.cpu.instructions asks for instruction set 'sse9';"
                 + " expected auto, plain, avx2 or avx512",
             "failed: the system property gatedfwa.cpu.instructions");
+  }
+
+  @Test
+  void saysThatThereIsNoCudaLibrary() {
+    String reason = "no CUDA library on the class path (native-ops, classifier linux-x86_64-gpu)";
+    assertThat(loadWithoutCudaLibrary("auto"))
+        .contains("device cpu: " + reason)
+        .doesNotContain("WARN");
+    String warning = "GatedFWA runs on the CPU, not on a GPU as gatedfwa.device asks: " + reason;
+    assertThat(loadWithoutCudaLibrary("cuda"))
+        .contains("device cpu: " + reason)
+        .containsOnlyOnce(warning);
+    assertThat(loadWithoutCudaLibrary("cpu"))
+        .containsPattern("(?m)^device cpu$")
+        .doesNotContain("WARN");
+  }
+
+  private static String loadWithoutCudaLibrary(String device) {
+    String classPath =
+        Stream.of(System.getProperty("java.class.path").split(":", -1))
+            .filter(
+                entry ->
+                    !Files.exists(Path.of(entry, CUDA_RESOURCE)) && !entry.endsWith("-gpu.jar"))
+            .collect(Collectors.joining(":"));
+    return JavaProcess.run(
+            Programs.Load.class,
+            List.of("-cp", classPath, "-D" + NativeLibrary.DEVICE_PROPERTY + "=" + device))
+        .output();
+  }
+
+  /** The library loads where there is no NVIDIA driver, and says so. */
+  @Test
+  void saysThatThereIsNoDriver() {
+    Path classes = Path.of("target/gpu-classes");
+    assumeThat(classes.resolve(CUDA_RESOURCE))
+        .as("the CUDA library, which takes nvcc to build")
+        .exists();
+    assumeThat(Path.of("/proc/driver/nvidia")).as("an NVIDIA driver").doesNotExist();
+    JavaProcess.Result result =
+        JavaProcess.run(
+            Programs.Load.class,
+            List.of("-cp", classes + ":" + System.getProperty("java.class.path")));
+    assertThat(result.output())
+        .contains("device cpu: no NVIDIA driver, or one older than the CUDA library needs");
+    assertThat(result.exitCode()).isZero();
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "gatedfwa.device,gpu,'auto, cpu, cuda or cuda:N'",
+    "gatedfwa.cuda.float,half,strict or tf32",
+    "gatedfwa.cuda.memory,lots,a number of megabytes",
+    "gatedfwa.cuda.cache,lots,a number of megabytes"
+  })
+  void unknownDeviceSettingIsRefused(String name, String value, String allowed) {
+    assertThat(JavaProcess.run(Programs.Load.class, List.of("-D" + name + "=" + value)).output())
+        .contains(
+            "failed: the system property " + name + " is '" + value + "'; expected " + allowed)
+        .doesNotContain("loaded");
   }
 
   @Test

@@ -2,6 +2,7 @@ package io.github.gatedfwa.samediff;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.github.gatedfwa.nativeops.JavaProcess;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.nd4j.autodiff.samediff.SDVariable;

@@ -64,10 +64,20 @@ class GoldenTest {
       boolean accumulated = array.equals("lse") || array.equals("dalpha");
       assertThat(results.get(i).dataType())
           .isEqualTo(accumulated ? NativeOp.accumulatorType(type) : type);
-      assertThat(Errors.relative(results.get(i), golden.array(array)))
+      assertThat(Errors.relative(results.get(i), golden.array(array), unit(array, golden)))
           .as("relative error of %s", array)
           .isLessThanOrEqualTo(Errors.bound(type));
     }
+  }
+
+  /** With a window of 1 these gradients cancel: what is left is rounding of terms of dv's size. */
+  private static Errors.Unit unit(String array, Golden golden) throws IOException {
+    if (!List.of("dq", "dk", "dalpha").contains(array)) {
+      return new Errors.Unit(0);
+    }
+    INDArray dv = golden.array("dv");
+    double norm = dv.norm2Number().doubleValue();
+    return new Errors.Unit(0.1 * norm / Math.sqrt((double) golden.array(array).length()));
   }
 
   @ParameterizedTest

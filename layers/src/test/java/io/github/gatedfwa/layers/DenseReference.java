@@ -31,7 +31,13 @@ final class DenseReference {
     static Params of(Map<String, INDArray> table) {
       Params params = new Params();
       table.forEach(
-          (key, array) -> params.values.put(key, array.castTo(DataType.DOUBLE).toDoubleMatrix()));
+          (key, array) ->
+              params.values.put(
+                  key,
+                  array
+                      .castTo(DataType.DOUBLE)
+                      .reshape(array.rank() == 1 ? 1 : array.size(0), -1)
+                      .toDoubleMatrix()));
       return params;
     }
 

@@ -27,7 +27,7 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
  * memory layouts; whole sequences, chunks and gradients. The number of cases of a run is the
  * configuration parameter jqwik.tries.default; a failure prints its seed.
  */
-class OraclePropertyTest {
+class LayerPropertyTest {
   /** How the tokens are masked. */
   enum Masking {
     NONE,

@@ -54,6 +54,19 @@ record DeviceSettings(Mode mode, int ordinal, boolean tf32, long memoryLimit, lo
         megabytes(properties, NativeLibrary.CUDA_CACHE_PROPERTY, -1));
   }
 
+  /**
+   * Under nd4j-cuda ND4J chooses the device.
+   *
+   * @throws NativeLibraryException if the properties choose another
+   */
+  static void checkNd4jCuda(Properties properties) {
+    String device = properties.getProperty(NativeLibrary.DEVICE_PROPERTY, "auto");
+    if (!device.equals("auto") && !device.equals("cuda")) {
+      throw refused(
+          NativeLibrary.DEVICE_PROPERTY, device, "auto or cuda: nd4j-cuda chooses the device");
+    }
+  }
+
   private static long megabytes(Properties properties, String name, long otherwise) {
     String value = properties.getProperty(name);
     if (value == null) {

@@ -2,7 +2,8 @@ package io.github.gatedfwa.nativeops;
 
 /**
  * What the ops have done on the CPU and on a GPU since the library was loaded; the measurement at
- * its start included.
+ * its start included. Under nd4j-cuda only {@code deviceCalls} counts, each call when its kernels
+ * are enqueued: ND4J moves the arrays, and a call returns before the GPU is done.
  *
  * @param cpuCalls attention calls, forward or backward, that ran on the CPU; counted where there is
  *     a native library

@@ -8,7 +8,6 @@ import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.Map;
-import java.util.Properties;
 import org.bytedeco.javacpp.Loader;
 import org.nd4j.linalg.api.ops.CustomOpDescriptor;
 import org.nd4j.linalg.api.ops.executioner.OpExecutioner;
@@ -17,8 +16,9 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Loads the plug-in that adds the GatedFWA ops (arXiv 2512.07782) to ND4J's CPU back end: {@code
- * gated_fwa}, {@code gated_fwa_bp}, {@code gated_fwa_gate} and {@code gated_fwa_gate_bp}.
+ * Loads the plug-in that adds the GatedFWA ops (arXiv 2512.07782) to ND4J's back end, nd4j-native
+ * or nd4j-cuda: {@code gated_fwa}, {@code gated_fwa_bp}, {@code gated_fwa_gate} and {@code
+ * gated_fwa_gate_bp}.
  *
  * <p>ND4J is started if it has not been. Ops that run in other threads while the plug-in registers
  * its own are at the mercy of libnd4j, whose registry has no lock for readers: load early.
@@ -40,6 +40,12 @@ import org.slf4j.LoggerFactory;
  *       what there is), and {@value #CUDA_CACHE_PROPERTY}, how many of them may stay in use between
  *       calls (default: a quarter of the GPU's memory; 0: none).
  * </ul>
+ *
+ * <p>Under nd4j-cuda the ops work on ND4J's arrays, on the device and stream of ND4J's thread, and
+ * need a GPU of compute capability 7.5 or newer and the jar with the classifier {@code
+ * linux-x86_64-gpu}. {@value #DEVICE_PROPERTY} may only be {@code auto} or {@code cuda} there,
+ * {@value #CUDA_FLOAT_PROPERTY} is as above, {@value #CUDA_CACHE_PROPERTY} bounds the scratch
+ * memory that stays between calls, and the other properties are not looked at.
  */
 public final class NativeLibrary {
 
@@ -60,9 +66,7 @@ public final class NativeLibrary {
 
   static final String SUPPORTED_ND4J = "1.0.0-M2.1";
   static final String SUPPORTED_PLATFORMS = "linux-x86_64";
-  private static final String FILE = "libgatedfwa_cpu.so";
   private static final String CUDA_FILE = "libgatedfwa_cuda.so";
-  private static final String GPU_CLASSIFIER = "-gpu";
 
   private static final Logger log = LoggerFactory.getLogger(NativeLibrary.class);
 
@@ -70,7 +74,7 @@ public final class NativeLibrary {
   private record Outcome(Loaded loaded, NativeLibraryException failure) {}
 
   private record Loaded(
-      Map<String, CustomOpDescriptor> ops, String instructionSet, String device) {}
+      PlugIn plugIn, Map<String, CustomOpDescriptor> ops, String instructionSet, String device) {}
 
   private static volatile Outcome outcome;
 
@@ -105,7 +109,8 @@ public final class NativeLibrary {
   }
 
   /**
-   * The instruction set of the kernels: {@code plain}, {@code avx2} or {@code avx512}.
+   * The instruction set of the CPU kernels: {@code plain}, {@code avx2} or {@code avx512}; {@code
+   * cuda} under nd4j-cuda, which has no other kernels.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
@@ -114,18 +119,19 @@ public final class NativeLibrary {
   }
 
   /**
-   * How many threads an op may use: what ND4J is set to at the time of the call.
+   * How many threads of the host an op may use: what ND4J is set to at the time of the call; 1
+   * under nd4j-cuda.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
   public static int threads() {
-    loaded();
-    return NativeRuntime.threads();
+    return loaded().plugIn() == PlugIn.CUDA ? 1 : NativeRuntime.threads();
   }
 
   /**
    * Where the ops can run: a GPU's name, such as {@code cuda:0 NVIDIA H200 (sm_90)}, or {@code cpu}
-   * and, unless that was asked for, why not on a GPU.
+   * and, unless that was asked for, why not on a GPU. Under nd4j-cuda the GPU of the thread that
+   * loaded the library; each op runs on the one of its own thread.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
@@ -135,7 +141,7 @@ public final class NativeLibrary {
 
   /**
    * The last attention call of any thread: its shape, where it ran, and the times that the cost
-   * model expected. Empty where there is only the CPU.
+   * model expected or, under nd4j-cuda, which kernel took it. Empty where there is only the CPU.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
@@ -181,21 +187,19 @@ public final class NativeLibrary {
 
   private static Loaded loadOnce() {
     String platform = Loader.getPlatform();
-    byte[] library = libraryFor(platform);
+    checkPlatform(platform);
     DeviceSettings settings = DeviceSettings.of(System.getProperties());
     OpExecutioner executioner = startNd4j();
-    checkBackend(executioner.type(), Nd4j.getBackend().getClass().getSimpleName());
-    checkVersions();
-    systemLoad(library);
-
-    String requested = System.getProperty(INSTRUCTIONS_PROPERTY, "auto");
-    String instructionSet;
-    try {
-      instructionSet = NativeRuntime.selectInstructionSet(requested);
-    } catch (IllegalArgumentException e) {
-      throw new NativeLibraryException(
-          "the system property " + INSTRUCTIONS_PROPERTY + " asks for " + e.getMessage(), e);
+    PlugIn plugIn = PlugIn.of(executioner.type());
+    checkVersions(plugIn.nd4jVersions(Nd4j.getBackend().getClass()));
+    if (plugIn == PlugIn.CUDA) {
+      DeviceSettings.checkNd4jCuda(System.getProperties());
     }
+    systemLoad(plugIn.file(), plugIn.library(platform));
+
+    String instructionSet = plugIn == PlugIn.CUDA ? "cuda" : selectInstructionSet();
+    String device =
+        plugIn == PlugIn.CUDA ? useNd4jDevice(settings) : openDevice(platform, settings);
     Map<String, CustomOpDescriptor> ops;
     try {
       ops = parse(NativeRuntime.registerOps());
@@ -204,14 +208,31 @@ public final class NativeLibrary {
           "the GatedFWA ops cannot be registered: " + e.getMessage(), e);
     }
     announce(executioner, ops);
-    String device = openDevice(platform, settings);
     log.info(
-        "GatedFWA ops {} registered with ND4J: {} kernels, {} threads; {}",
+        "GatedFWA ops {} registered with ND4J: {} kernels, {}{}",
         ops.keySet(),
         instructionSet,
-        NativeRuntime.threads(),
+        plugIn == PlugIn.CUDA ? "" : NativeRuntime.threads() + " threads; ",
         device);
-    return new Loaded(ops, instructionSet, device);
+    return new Loaded(plugIn, ops, instructionSet, device);
+  }
+
+  private static String selectInstructionSet() {
+    try {
+      return NativeRuntime.selectInstructionSet(System.getProperty(INSTRUCTIONS_PROPERTY, "auto"));
+    } catch (IllegalArgumentException e) {
+      throw new NativeLibraryException(
+          "the system property " + INSTRUCTIONS_PROPERTY + " asks for " + e.getMessage(), e);
+    }
+  }
+
+  private static String useNd4jDevice(DeviceSettings settings) {
+    try {
+      return NativeRuntime.useNd4jDevice(settings.tf32(), settings.cacheLimit());
+    } catch (IllegalStateException e) {
+      throw new NativeLibraryException(
+          "the GatedFWA ops cannot use ND4J's device: " + e.getMessage(), e);
+    }
   }
 
   /** The device's name; or {@code cpu} and why. */
@@ -220,13 +241,13 @@ public final class NativeLibrary {
       return "cpu";
     }
     String reason;
-    String resource = platform + GPU_CLASSIFIER + "/" + CUDA_FILE;
+    String resource = platform + PlugIn.GPU_CLASSIFIER + "/" + CUDA_FILE;
     try (InputStream in = NativeLibrary.class.getResourceAsStream(resource)) {
       reason =
           in == null
               ? "no CUDA library on the class path (native-ops, classifier "
                   + platform
-                  + GPU_CLASSIFIER
+                  + PlugIn.GPU_CLASSIFIER
                   + ")"
               : NativeRuntime.openDevice(
                   libraryFile(CUDA_FILE, in.readAllBytes()).toString(),
@@ -247,18 +268,13 @@ public final class NativeLibrary {
     return "cpu: " + reason;
   }
 
-  private static byte[] libraryFor(String platform) {
-    try (InputStream in = NativeLibrary.class.getResourceAsStream(platform + "/" + FILE)) {
-      if (in == null) {
-        throw new NativeLibraryException(
-            "no native GatedFWA library for the platform "
-                + platform
-                + "; supported: "
-                + SUPPORTED_PLATFORMS);
-      }
-      return in.readAllBytes();
-    } catch (IOException e) {
-      throw new NativeLibraryException("the native GatedFWA library cannot be read: " + e, e);
+  private static void checkPlatform(String platform) {
+    if (NativeLibrary.class.getResource(PlugIn.CPU.resource(platform)) == null) {
+      throw new NativeLibraryException(
+          "no native GatedFWA library for the platform "
+              + platform
+              + "; supported: "
+              + SUPPORTED_PLATFORMS);
     }
   }
 
@@ -271,40 +287,15 @@ public final class NativeLibrary {
               + e
               + "); the native GatedFWA ops need org.nd4j:nd4j-native:"
               + SUPPORTED_ND4J
-              + " with its binaries for the platform",
+              + ", or nd4j-cuda of that version, with its binaries for the platform",
           e);
     }
   }
 
-  static void checkBackend(OpExecutioner.ExecutionerType type, String name) {
-    if (type != OpExecutioner.ExecutionerType.NATIVE_CPU) {
-      throw new NativeLibraryException(
-          "the ND4J back end is " + name + " (" + type + "); supported: nd4j-native on the CPU");
-    }
-  }
-
   /**
-   * The ABI is that of one ND4J version. An application that is packed into one jar may have lost
-   * the files that tell the version; it is then left to the dynamic linker, which refuses a libnd4j
-   * without the symbols that the plug-in needs.
+   * The ABI is that of one ND4J version. Where the version cannot be told, it is left to the
+   * dynamic linker, which refuses a libnd4j without the symbols that the plug-in needs.
    */
-  private static void checkVersions() {
-    Map<String, String> versions = new LinkedHashMap<>();
-    for (String artifact : new String[] {"nd4j-api", "nd4j-native"}) {
-      String name = "META-INF/maven/org.nd4j/" + artifact + "/pom.properties";
-      try (InputStream in = Nd4j.class.getClassLoader().getResourceAsStream(name)) {
-        if (in != null) {
-          Properties properties = new Properties();
-          properties.load(in);
-          versions.put(artifact, properties.getProperty("version", "unknown"));
-        }
-      } catch (IOException | IllegalArgumentException e) {
-        throw new NativeLibraryException("the version of " + artifact + " cannot be read: " + e, e);
-      }
-    }
-    checkVersions(versions);
-  }
-
   static void checkVersions(Map<String, String> versions) {
     if (versions.isEmpty()) {
       log.warn("The version of ND4J cannot be told; the GatedFWA ops need {}", SUPPORTED_ND4J);
@@ -323,10 +314,10 @@ public final class NativeLibrary {
     return LibraryCache.file(cache.toPath().resolve("gatedfwa"), name, library).toAbsolutePath();
   }
 
-  private static void systemLoad(byte[] library) {
+  private static void systemLoad(String name, byte[] library) {
     Path file = null;
     try {
-      file = libraryFile(FILE, library);
+      file = libraryFile(name, library);
       System.load(file.toString());
     } catch (IOException e) {
       throw new NativeLibraryException(

@@ -16,7 +16,25 @@ final class NativeRuntime {
    */
   static native String registerOps();
 
-  // The rest is of the plug-in for nd4j-native only.
+  /** The last attention call, where it ran and why; empty without a GPU. */
+  static native String lastDecision();
+
+  /** In the order of {@link DeviceUsage}'s components. */
+  static native double[] usage();
+
+  // Of the plug-in for nd4j-cuda only.
+
+  /**
+   * Checks the device of ND4J's thread.
+   *
+   * @param scratchLimit bytes of scratch memory that stay between calls, negative for a quarter of
+   *     a device's memory
+   * @return the device's name
+   * @throws IllegalStateException if it cannot run the ops
+   */
+  static native String useNd4jDevice(boolean tf32, long scratchLimit);
+
+  // Of the plug-in for nd4j-native only.
 
   /**
    * Chooses the kernels' instruction set.
@@ -43,12 +61,6 @@ final class NativeRuntime {
 
   /** {@code cpu}, or the GPU's name. */
   static native String deviceName();
-
-  /** The last attention call, where it ran and why; empty without a GPU. */
-  static native String lastDecision();
-
-  /** In the order of {@link DeviceUsage}'s components. */
-  static native double[] usage();
 
   /** Called by the plug-in. */
   @SuppressWarnings("UnusedMethod")

@@ -12,9 +12,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
-import org.nd4j.linalg.api.ops.executioner.OpExecutioner.ExecutionerType;
 
 class NativeLibraryTest {
 
@@ -30,7 +30,7 @@ class NativeLibraryTest {
   void loadsAndDescribesItself() {
     NativeLibrary.load();
     NativeLibrary.load();
-    assertThat(NativeLibrary.instructionSet()).isIn("plain", "avx2", "avx512");
+    assertThat(NativeLibrary.instructionSet()).isIn("plain", "avx2", "avx512", "cuda");
     assertThat(NativeLibrary.threads()).isPositive();
     assertThat(NativeLibrary.descriptor("gated_fwa_bp").getHash()).isNotZero();
     assertThatThrownBy(() -> NativeLibrary.descriptor("gated"))
@@ -52,6 +52,7 @@ class NativeLibraryTest {
     assertThat(result.output()).contains("before: false, after: true");
   }
 
+  @Tag("nd4j-native")
   @Test
   void jvmsShareOneCacheThatIsEmptyAtFirst() throws IOException {
     String cache = "-Dorg.bytedeco.javacpp.cachedir=" + directory;
@@ -66,6 +67,7 @@ class NativeLibraryTest {
     }
   }
 
+  @Tag("nd4j-native")
   @Test
   void instructionSetIsTheUsersChoice() {
     JavaProcess.Result result =
@@ -74,6 +76,7 @@ class NativeLibraryTest {
     assertThat(result.output()).contains("loaded plain");
   }
 
+  @Tag("nd4j-native")
   @Test
   void unknownInstructionSetIsRefusedEachTime() {
     JavaProcess.Result result =
@@ -153,6 +156,7 @@ class NativeLibraryTest {
         .contains("supported: linux-x86_64");
   }
 
+  @Tag("nd4j-native")
   @Test
   void brokenLibraryIsReportedWithItsCause() throws IOException {
     Path library = directory.resolve(RESOURCE);
@@ -169,6 +173,7 @@ class NativeLibraryTest {
             "cause: UnsatisfiedLinkError");
   }
 
+  @Tag("nd4j-native")
   @Test
   void missingBackEndIsReported() {
     String withoutNative =
@@ -183,15 +188,11 @@ class NativeLibraryTest {
   }
 
   @Test
-  void otherVersionsAndBackEndsAreRefused() {
+  void otherVersionsAreRefused() {
     assertThatCode(() -> NativeLibrary.checkVersions(Map.of("nd4j-api", "1.0.0-M2.1")))
         .doesNotThrowAnyException();
     assertThatThrownBy(() -> NativeLibrary.checkVersions(Map.of("nd4j-native", "1.0.0-M1.1")))
         .isInstanceOf(NativeLibraryException.class)
         .hasMessage("nd4j-native is version 1.0.0-M1.1; supported: 1.0.0-M2.1");
-    assertThatThrownBy(() -> NativeLibrary.checkBackend(ExecutionerType.CUDA, "JCublasBackend"))
-        .isInstanceOf(NativeLibraryException.class)
-        .hasMessageContaining("JCublasBackend (CUDA)")
-        .hasMessageContaining("supported: nd4j-native");
   }
 }

@@ -62,11 +62,11 @@ class FallbackTest {
   @Test
   void composedWithOneWarningWhereItCannotBeLoaded() {
     String output =
-        JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cpu.instructions=none")).output();
+        JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cuda.float=none")).output();
     assertThat(output).contains("native false sums 80.0 80.0 native ops in graph 0");
     String warning = "GatedFWA runs on ND4J's own ops, which is slower: ";
     assertThat(output)
-        .contains(warning + "the system property gatedfwa.cpu.instructions asks for")
+        .contains(warning + "the system property gatedfwa.cuda.float is 'none'")
         .containsOnlyOnce(warning);
   }
 
@@ -75,9 +75,9 @@ class FallbackTest {
     assertThat(
             JavaProcess.run(
                     Attend.class,
-                    List.of("-Dgatedfwa.native=required", "-Dgatedfwa.cpu.instructions=none"))
+                    List.of("-Dgatedfwa.native=required", "-Dgatedfwa.cuda.float=none"))
                 .output())
-        .contains("failed: the system property gatedfwa.cpu.instructions asks for");
+        .contains("failed: the system property gatedfwa.cuda.float is 'none'");
   }
 
   @Test

@@ -88,8 +88,22 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
   v.fill(B, M, Hkv, D, Fill::Normal, 3);
   alpha.fill(B, M, H, 1, Fill::SmallDecay, 4);
   AttentionForward f;
-  static_cast<AttentionProblem&>(f) = {type, type, B, N, M, H, Hkv, D, D, w, 1 / std::sqrt(static_cast<double>(D)),
-                                       q.in(N, H, D), k.in(M, Hkv, D), v.in(M, Hkv, D), {}, {}};
+  static_cast<AttentionProblem&>(f) = {type,
+                                       type,
+                                       B,
+                                       N,
+                                       M,
+                                       H,
+                                       Hkv,
+                                       D,
+                                       D,
+                                       w,
+                                       1 / std::sqrt(static_cast<double>(D)),
+                                       q.in(N, H, D),
+                                       k.in(M, Hkv, D),
+                                       v.in(M, Hkv, D),
+                                       {},
+                                       {}};
   if (gate) f.alpha = alpha.in(M, H, 1);
   f.o = o.out(N, H, D);
   f.lse = {lse.data, {H * N, N, 1, 1}};
@@ -144,7 +158,8 @@ void rows() {
   }
   bf16("gatedfwa", 1, 16, 16, 65536, 256, 512, true);
   bf16("gatedfwa G=8", 1, 16, 2, 65536, 64, 512, true);
-  bench<__half>("gatedfwa", "fp16", ElementType::Float16, FloatMode::Strict, 1, 16, 16, 65536, 65536, 64, 512, true, true);
+  bench<__half>("gatedfwa", "fp16", ElementType::Float16, FloatMode::Strict, 1, 16, 16, 65536, 65536, 64, 512, true,
+                true);
   for (FloatMode mode : {FloatMode::Strict, FloatMode::Tf32}) {
     const char* type = mode == FloatMode::Strict ? "fp32 strict" : "fp32 tf32";
     bench<float>("gatedfwa", type, ElementType::Float32, mode, 1, 16, 16, 16384, 16384, 64, 512, true, true);
@@ -166,8 +181,9 @@ void gate() {
     dalpha.fill(1, N, H, 1, Fill::Normal, 3);
     Buffer<char> sums(decaySumsBytes(1, N, H, ElementType::Float32));
     const GateForward f{ElementType::Float32, 1, N, H, 1e-3, h.in(N, H, 1), beta.in(N, H, 1), alpha.out(N, H, 1)};
-    const GateBackward g{ElementType::Float32, 1, N, H, 1e-3, h.in(N, H, 1), beta.in(N, H, 1), dalpha.in(N, H, 1),
-                         dh.out(N, H, 1), dbeta.out(N, H, 1)};
+    const GateBackward g{
+        ElementType::Float32, 1, N, H, 1e-3, h.in(N, H, 1), beta.in(N, H, 1), dalpha.in(N, H, 1), dh.out(N, H, 1),
+        dbeta.out(N, H, 1)};
     const auto print = [&](const char* pass, double ms) {
       std::printf("gate,fp32,1,%lld,%lld,0,0,1,%s,%.4f,0\n", (long long)H, (long long)N, pass, ms);
     };
@@ -180,8 +196,8 @@ void gate() {
 void decode() {
   for (int64_t w : {512, 4096, 65536})
     for (int64_t B : {1, 16})
-      bench<__nv_bfloat16>("decode M=65536", "bf16", ElementType::BFloat16, FloatMode::Strict, B, 16, 16, 1, 65536, 64, w,
-                           true, false);
+      bench<__nv_bfloat16>("decode M=65536", "bf16", ElementType::BFloat16, FloatMode::Strict, B, 16, 16, 1, 65536, 64,
+                           w, true, false);
 }
 
 /// Each shape a few times, for a profiler.
@@ -200,11 +216,16 @@ int main(int argc, char** argv) {
   }
   std::printf("kernel,type,B,H,N,D,w,gate,pass,ms,TFLOP/s\n");
   for (int i = 1; i < argc; ++i) {
-    if (!std::strcmp(argv[i], "rows")) rows();
-    else if (!std::strcmp(argv[i], "lengths")) lengths();
-    else if (!std::strcmp(argv[i], "gate")) gate();
-    else if (!std::strcmp(argv[i], "decode")) decode();
-    else if (!std::strcmp(argv[i], "once")) once();
+    if (!std::strcmp(argv[i], "rows"))
+      rows();
+    else if (!std::strcmp(argv[i], "lengths"))
+      lengths();
+    else if (!std::strcmp(argv[i], "gate"))
+      gate();
+    else if (!std::strcmp(argv[i], "decode"))
+      decode();
+    else if (!std::strcmp(argv[i], "once"))
+      once();
     else {
       std::fprintf(stderr, "usage: bench_kernels [rows|lengths|gate|decode|once]...\n");
       return 2;

@@ -61,8 +61,7 @@ class FallbackTest {
 
   @Test
   void composedWithOneWarningWhereItCannotBeLoaded() {
-    String output =
-        JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cuda.float=none")).output();
+    String output = JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cuda.float=none")).output();
     assertThat(output).contains("native false sums 80.0 80.0 native ops in graph 0");
     String warning = "GatedFWA runs on ND4J's own ops, which is slower: ";
     assertThat(output)

@@ -11,6 +11,7 @@ import java.nio.file.Path;
 import java.util.List;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.nd4j.linalg.api.buffer.DataType;
@@ -20,6 +21,7 @@ import org.nd4j.linalg.factory.Nd4j;
 
 /** The layer in a network under nd4j-native, with its attention on a GPU. */
 @OnGpu
+@Tag("nd4j-native")
 class GatedFWALayerOnGpuTest {
 
   /** One training step of a network with masks, on whatever device this JVM uses. */

@@ -89,6 +89,7 @@ class NativeLibraryTest {
             "failed: the system property gatedfwa.cpu.instructions");
   }
 
+  @Tag("nd4j-native")
   @Test
   void saysThatThereIsNoCudaLibrary() {
     String reason = "no CUDA library on the class path (native-ops, classifier linux-x86_64-gpu)";
@@ -118,6 +119,7 @@ class NativeLibraryTest {
   }
 
   /** The library loads where there is no NVIDIA driver, and says so. */
+  @Tag("nd4j-native")
   @Test
   void saysThatThereIsNoDriver() {
     Path classes = Path.of("target/gpu-classes");

@@ -19,6 +19,7 @@ import java.util.concurrent.Future;
 import java.util.regex.Pattern;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
@@ -171,6 +172,7 @@ class OpsOnGpuTest {
   }
 
   /** q, k, v, alpha and the forward's results stay on the GPU; only dO goes up for the backward. */
+  @Tag("nd4j-native")
   @Test
   void backwardFindsTheForwardsOperands() throws IOException {
     AttentionCase c = large();
@@ -183,6 +185,7 @@ class OpsOnGpuTest {
   }
 
   /** What was written into an operand after the forward counts, be it all of it or one number. */
+  @Tag("nd4j-native")
   @ParameterizedTest
   @CsvSource({"q,true", "q,false", "k,true", "k,false", "v,true", "alpha,false", "o,false"})
   void backwardSeesWhatWasWrittenMeanwhile(String name, boolean whole) throws IOException {
@@ -257,6 +260,7 @@ class OpsOnGpuTest {
     return Stream.of(arrays).mapToDouble(x -> (double) x.length() * x.dataType().width()).sum();
   }
 
+  @Tag("nd4j-native")
   @Test
   void saysThatACallWasPutHereBecauseItWasAskedFor() throws IOException {
     onlyOnGpu(() -> forward(large()));
@@ -311,6 +315,7 @@ class OpsOnGpuTest {
     }
   }
 
+  @Tag("nd4j-native")
   @Test
   void whatDoesNotFitIntoTheMemoryLimitRunsOnTheCpu() {
     String limited = SmallAndLarge.inJvm("gatedfwa.device=cuda", "gatedfwa.cuda.memory=8");
@@ -332,6 +337,7 @@ class OpsOnGpuTest {
     assertThat(lines(without, "bits ")).hasSize(2).isEqualTo(lines(with, "bits "));
   }
 
+  @Tag("nd4j-native")
   @Test
   void automaticDecisionsCanBeRead() {
     String output = SmallAndLarge.inJvm("gatedfwa.device=auto");
@@ -347,6 +353,7 @@ class OpsOnGpuTest {
     assertThat(output).contains("device cuda:0 ", "small on cpu 2 on gpu 0").doesNotContain("WARN");
   }
 
+  @Tag("nd4j-native")
   @Test
   void deviceThatIsNotThereIsNamed() {
     assertThat(SmallAndLarge.inJvm("gatedfwa.device=cuda:99"))

@@ -91,7 +91,8 @@ public final class GatedFwaOps {
 
   /**
    * The last attention call of any thread: its shape, where it ran, and the times that the cost
-   * model expected on the GPU and on the CPU. Empty where there is only the CPU.
+   * model expected on the GPU and on the CPU or, under nd4j-cuda, which kernel took it. Empty where
+   * there is only the CPU.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
@@ -101,7 +102,8 @@ public final class GatedFwaOps {
   }
 
   /**
-   * What the native ops have done so far on the CPU and on a GPU: calls, time, bytes copied.
+   * What the native ops have done so far on the CPU and on a GPU: calls, time, bytes copied; under
+   * nd4j-cuda calls only.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */

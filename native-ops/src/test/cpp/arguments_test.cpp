@@ -197,6 +197,17 @@ void acceptedOperandsNeverMeet() {
   std::printf("accepted %d of %d calls whose operands are apart\n", accepted, apart);
 }
 
+void everyAxisHasItsStride() {
+  for (const size_t strides : {3u, 5u}) {
+    Call call = forwardCall();
+    call.outputs[0].strides.resize(strides, 1);
+    expectRefusal("gated_fwa", "o has " + std::to_string(strides) + " strides; expected 4", [&] { call.forward(); });
+    call = forwardCall();
+    call.arguments.inputs[1].strides.resize(strides, 1);
+    expectRefusal("gated_fwa", "k has shape", [&] { call.forward(); });
+  }
+}
+
 void emptyArraysNeedNoData() {
   OpArguments gate;
   gate.inputs = {array(DataType::Float, {0, 5, 4}), array(DataType::Float, {0, 5, 4})};
@@ -212,6 +223,7 @@ int main() {
   outputShapesFollowTheInputs();
   wrongCallsAreRefused();
   acceptedOperandsNeverMeet();
+  everyAxisHasItsStride();
   emptyArraysNeedNoData();
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures == 0 ? 0 : 1;

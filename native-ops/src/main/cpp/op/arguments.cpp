@@ -158,6 +158,8 @@ class Checker {
     type(expected.name, array, expected.type);
     if (array.shape != expected.shape)
       fail(expected.name, " has shape ", toString(array.shape), "; expected ", toString(expected.shape));
+    if (array.strides.size() != array.shape.size())
+      fail(expected.name, " has ", array.strides.size(), " strides; expected ", array.shape.size());
   }
 
   void shape(const char* name, const ArrayView& array, std::initializer_list<Dimension> expected) const {

@@ -9,12 +9,14 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * The GatedFWA ops (arXiv 2512.07782) as a whole: loading them, and whether they are there.
+ * The native ops, GatedFWA (arXiv 2512.07782) and NSA (arXiv 2502.11089), as a whole: loading them,
+ * and whether they are there.
  *
- * <p>The system property {@value #NATIVE_PROPERTY} says which implementation {@link NDGatedFwa} and
- * {@link SDGatedFwa} use: {@code auto} (the default: the native ops where they can be loaded, else,
- * with one warning, the same function composed of ND4J's own ops, which is slower), {@code
- * required} (the native ops or an exception) or {@code off} (never the native ops).
+ * <p>The system property {@value #NATIVE_PROPERTY} says which implementation {@link NDGatedFwa},
+ * {@link SDGatedFwa}, {@link NDNsa} and {@link SDNsa} use: {@code auto} (the default: the native
+ * ops where they can be loaded, else, with one warning, the same function composed of ND4J's own
+ * ops, which is slower), {@code required} (the native ops or an exception) or {@code off} (never
+ * the native ops).
  */
 public final class GatedFwaOps {
 
@@ -31,11 +33,12 @@ public final class GatedFwaOps {
   private GatedFwaOps() {}
 
   /**
-   * Starts ND4J if needed and registers the native ops {@code gated_fwa}, {@code gated_fwa_bp},
-   * {@code gated_fwa_gate} and {@code gated_fwa_gate_bp}, once; from any thread. The op classes and
-   * front doors of this package do so themselves. Call it before {@code SameDiff.load} of a graph
-   * that holds the ops, so that ND4J knows their classes, and early rather than late: libnd4j's
-   * registry has no lock for ops that run meanwhile.
+   * Starts ND4J if needed and registers the native ops {@code gated_fwa}, {@code gated_fwa_gate},
+   * {@code nsa_compressed_attention}, {@code nsa_selected_attention}, the gradient op {@code .._bp}
+   * of each, and {@code nsa_select}, once; from any thread. The op classes and front doors of this
+   * package do so themselves. Call it before {@code SameDiff.load} of a graph that holds the ops,
+   * so that ND4J knows their classes, and early rather than late: libnd4j's registry has no lock
+   * for ops that run meanwhile.
    *
    * <p>{@code DynamicCustomOp.builder("gated_fwa")} works after this call if it came before ND4J
    * listed its ops for the first time; if it came later, the list is amended, which may fail under
@@ -51,8 +54,8 @@ public final class GatedFwaOps {
   }
 
   /**
-   * Whether {@link NDGatedFwa} and {@link SDGatedFwa} use the native ops. Loads them if that has
-   * not been tried; if they cannot be loaded, logs why, once.
+   * Whether {@link NDGatedFwa}, {@link SDGatedFwa}, {@link NDNsa} and {@link SDNsa} use the native
+   * ops. Loads them if that has not been tried; if they cannot be loaded, logs why, once.
    *
    * @throws NativeLibraryException if they cannot be loaded and {@value #NATIVE_PROPERTY} is {@code
    *     required}
@@ -112,6 +115,11 @@ public final class GatedFwaOps {
     return NativeLibrary.deviceUsage();
   }
 
+  /** Until there are native NSA kernels, the front doors compose. */
+  static boolean hasNsaKernels() {
+    return false;
+  }
+
   private static boolean canLoad() {
     try {
       load();
@@ -135,7 +143,15 @@ public final class GatedFwaOps {
     static {
       for (DynamicCustomOp op :
           new DynamicCustomOp[] {
-            new GatedFwa(), new GatedFwaBp(), new GatedFwaGate(), new GatedFwaGateBp()
+            new GatedFwa(),
+            new GatedFwaBp(),
+            new GatedFwaGate(),
+            new GatedFwaGateBp(),
+            new NsaCompressedAttention(),
+            new NsaCompressedAttentionBp(),
+            new NsaSelect(),
+            new NsaSelectedAttention(),
+            new NsaSelectedAttentionBp()
           }) {
         ImportClassMapping.getOpNameMapping().put(op.opName(), op);
       }

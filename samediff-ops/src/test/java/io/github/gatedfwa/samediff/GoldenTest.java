@@ -3,9 +3,6 @@ package io.github.gatedfwa.samediff;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
-import java.io.InputStream;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -13,9 +10,6 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
-import org.nd4j.linalg.factory.Nd4j;
-import org.nd4j.shade.jackson.databind.JsonNode;
-import org.nd4j.shade.jackson.databind.ObjectMapper;
 
 /** Every implementation against the float64 cases in {@code resources/golden}, in every type. */
 class GoldenTest {
@@ -101,38 +95,6 @@ class GoldenTest {
       assertThat(Errors.relative(results.get(i), golden.array(array)))
           .as("relative error of %s", array)
           .isLessThanOrEqualTo(Errors.bound(gateType));
-    }
-  }
-
-  /** A directory of {@code case.json} and float64 arrays in C order. */
-  private static final class Golden {
-
-    final JsonNode json;
-    private final String directory;
-
-    Golden(String name) throws IOException {
-      directory = "/golden/" + name + "/";
-      try (InputStream in = GoldenTest.class.getResourceAsStream(directory + "case.json")) {
-        json = new ObjectMapper().readTree(in);
-      }
-    }
-
-    boolean has(String array) {
-      return json.get("arrays").has(array);
-    }
-
-    INDArray array(String name) throws IOException {
-      long[] shape =
-          Stream.of(new ObjectMapper().treeToValue(json.get("arrays").get(name), Long[].class))
-              .mapToLong(Long::longValue)
-              .toArray();
-      try (InputStream in = GoldenTest.class.getResourceAsStream(directory + name + ".npy")) {
-        ByteBuffer file = ByteBuffer.wrap(in.readAllBytes()).order(ByteOrder.LITTLE_ENDIAN);
-        file.position(10 + file.getShort(8));
-        double[] values = new double[file.remaining() / Double.BYTES];
-        file.asDoubleBuffer().get(values);
-        return Nd4j.createFromArray(values).reshape(shape);
-      }
     }
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel/executor.h"
+#include "kernel/nsa_params.h"
 #include "kernel/params.h"
 
 namespace gatedfwa::cpu {
@@ -17,5 +18,10 @@ void attentionForward(const AttentionForward& params, const Executor& executor, 
 void attentionBackward(const AttentionBackward& params, const Executor& executor, InstructionSet set);
 void gateForward(const GateForward& params, const Executor& executor, InstructionSet set);
 void gateBackward(const GateBackward& params, const Executor& executor, InstructionSet set);
+void nsaCompressedForward(const NsaCompressedForward& params, const Executor& executor, InstructionSet set);
+void nsaCompressedBackward(const NsaCompressedBackward& params, const Executor& executor, InstructionSet set);
+void nsaSelect(const NsaSelect& params, const Executor& executor, InstructionSet set);
+void nsaSelectedForward(const NsaSelectedForward& params, const Executor& executor, InstructionSet set);
+void nsaSelectedBackward(const NsaSelectedBackward& params, const Executor& executor, InstructionSet set);
 
 }  // namespace gatedfwa::cpu

@@ -67,10 +67,10 @@ struct NsaAttentionBackward {
         low[row] = empty ? A(0) : static_cast<A>(kLog2E * lse - high[row]);
         sum[row] = 0;
         stageRow<E>(p.o, chunk.b, t, h, p.valueSize, o);
-        // In the order in which the products make dP: a row that sees one key has o = v, and then dP - delta is 0.
-        A dot = 0;
-        for (int64_t c = 0; c < p.valueSize; c++) dot += gradient[c] * o[c];
-        delta[row] = dot;
+        // Added up as the products make dP, fused or not: a row that sees one key has o = v, and then dP - delta is 0.
+        Vector<A> dot{};
+        for (int64_t c = 0; c < p.valueSize; c++) dot += broadcast<A>(gradient[c]) * broadcast<A>(o[c]);
+        delta[row] = dot[0];
       }
       chunk.template add<Keys>(p, t);
     }
@@ -197,7 +197,7 @@ struct NsaAttentionBackward {
         const Left<A> dS{rows.dS, kKeys, 1};
         if (batch.isContiguous()) {
           addGuarded<A>(finite, batch.count, columns, batch.depth, dS, tile.rows.data, tile.rows.ld, scale,
-                        buffers.dq + batch.row[0] * columns, columns);
+                        buffers.dq + batch.first * columns, columns);
           continue;
         }
         for (int64_t i = 0; i < batch.count * columns; i++) buffers.dqRows[i] = 0;

@@ -134,7 +134,7 @@ struct NsaAttentionForward {
                             row, columns);
       }
     } else if (batch.isContiguous()) {
-      rowsProduct(batch.count, columns, batch.depth, weights, v.data, v.ld, o + batch.row[0] * columns, columns,
+      rowsProduct(batch.count, columns, batch.depth, weights, v.data, v.ld, o + batch.first * columns, columns,
                   RescaleRowsAndAdd<A>{buffers.factor});
     } else {
       rowsProduct(batch.count, columns, batch.depth, weights, v.data, v.ld, buffers.oRows, columns, Assign<A>{});

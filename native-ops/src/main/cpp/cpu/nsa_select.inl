@@ -30,6 +30,7 @@ struct NsaSelection {
 
   struct Buffers {
     A *q, *rows, *k, *scores;
+    A* weights;           ///< [kKeys][kWidth]: probabilities, summed over the group
     A *high, *low;        ///< [G][tokens]: log2(e) * lse, rounded, and what the rounding left
     A* importance;        ///< [panels][blocksOfTile][kWidth]
     int64_t* seen;        ///< [tokens]: the token sees the compressed blocks below
@@ -45,6 +46,7 @@ struct NsaSelection {
           rows(scratch.take<A>(kWidth * p.headSize)),
           k(scratch.take<A>(kKeys * p.headSize)),
           scores(scratch.take<A>(kKeys * kWidth)),
+          weights(scratch.take<A>(kKeys * kWidth)),
           high(scratch.take<A>(groupOf(p) * tokens(p))),
           low(scratch.take<A>(groupOf(p) * tokens(p))),
           importance(scratch.take<A>(tokens(p) * blocksOfTile(p))),
@@ -148,14 +150,12 @@ struct NsaSelection {
       const int64_t end = least(count, buffers.seen[least(lane + kWidth, x.count) - 1] - c);
       if (end <= 0) continue;
       const bool edge = buffers.seen[lane] - c < end || lane + kWidth > x.count;
-      A* importance = buffers.importance + panel * blocksOfTile(p) * kWidth;
+      for (int64_t key = 0; key < end * kWidth; key++) buffers.weights[key] = 0;
       for (int64_t g = 0; g < groupOf(p); g++) {
         const int64_t row = g * tokens(p) + lane;
         panelProduct(end, p.headSize, Left<A>{k.data, k.ld, 1}, buffers.q + row * p.headSize, kWidth, buffers.scores,
                      kWidth, Assign<A>{});
         for (int64_t key = 0; key < end; key++) {
-          if (keep != nullptr && !keep[key]) continue;
-          const int64_t s = (c + key) / r, own = least(e, (s + 1) * r - (c + key));
           for (int v = 0; v < 2; v++) {
             const int64_t column = v * kLanes<A>;
             const Vector<A> exponent =
@@ -163,10 +163,21 @@ struct NsaSelection {
                 load(buffers.low + row + column);
             Vector<A> P = exp2<A>(exponent);
             if (edge) P = visible(buffers.seen + lane + column, c + key, P);
-            A* to = importance + (s - base) * kWidth + column;
-            store(to, load(to) + static_cast<A>(own) * P);
-            if (own < e) store(to + kWidth, load(to + kWidth) + static_cast<A>(e - own) * P);
+            A* to = buffers.weights + key * kWidth + column;
+            store(to, load(to) + P);
           }
+        }
+      }
+      // In the order of the blocks, wherever a tile ends: equal probabilities make equal importances.
+      A* importance = buffers.importance + panel * blocksOfTile(p) * kWidth;
+      for (int64_t key = 0; key < end; key++) {
+        if (keep != nullptr && !keep[key]) continue;
+        const int64_t s = (c + key) / r, own = least(e, (s + 1) * r - (c + key));
+        for (int v = 0; v < 2; v++) {
+          const Vector<A> P = load(buffers.weights + key * kWidth + v * kLanes<A>);
+          A* to = importance + (s - base) * kWidth + v * kLanes<A>;
+          store(to, load(to) + static_cast<A>(own) * P);
+          if (own < e) store(to + kWidth, load(to + kWidth) + static_cast<A>(e - own) * P);
         }
       }
     }

@@ -257,8 +257,9 @@ void stageRow(const Input& x, int64_t b, int64_t t, int64_t h, int64_t columns, 
 template <typename A>
 struct Batch {
   int64_t count = 0;
-  int64_t depth = 0;  ///< the most keys that one of them sees
-  bool edge = false;  ///< one of them does not see all
+  int64_t depth = 0;            ///< the most keys that one of them sees
+  bool edge = false;            ///< one of them does not see all
+  int64_t first = 0, last = 0;  ///< of `row`
   int64_t row[kBatch<A>];
   int64_t limit[kBatch<A>];  ///< how many keys of the tile the row sees
 
@@ -269,15 +270,19 @@ struct Batch {
       const int64_t member = range.members[i], sees = least(range.count, chunk.ends[member] - range.first);
       depth = most(depth, sees);
       edge = edge || sees < range.count;
-      for (; head < group && count < rows; head++, count++) row[count] = member * group + head, limit[count] = sees;
+      for (; head < group && count < rows; head++, count++) {
+        row[count] = last = member * group + head;
+        limit[count] = sees;
+        if (count == 0) first = last;
+      }
     }
   }
   /// The rows lie one after the other.
-  bool isContiguous() const { return row[count - 1] - row[0] == count - 1; }
+  bool isContiguous() const { return last - first == count - 1; }
 
   /// The rows of `data` [..][ld], in place if they lie one after the other.
   const A* gather(const A* data, int64_t ld, A* buffer) const {
-    if (isContiguous()) return data + row[0] * ld;
+    if (isContiguous()) return data + first * ld;
     for (int64_t i = 0; i < count; i++)
       for (int64_t c = 0; c < ld; c += kLanes<A>) store(buffer + i * ld + c, load(data + row[i] * ld + c));
     return buffer;

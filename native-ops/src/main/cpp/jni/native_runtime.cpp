@@ -10,8 +10,7 @@ namespace {
 /// Registers the ops; of each "name:hash:inputs:outputs:inplace:tArguments:iArguments;", as libnd4j lists its own.
 std::string registerOps() {
   auto& registrator = sd::ops::OpRegistrator::getInstance();
-  gatedfwa::PluginOp* const ops[] = {gatedfwa::gatedFwaOp(), gatedfwa::gatedFwaBpOp(), gatedfwa::gatedFwaGateOp(),
-                                     gatedfwa::gatedFwaGateBpOp()};
+  const std::vector<gatedfwa::PluginOp*> ops = gatedfwa::pluginOps();
   const std::vector<sd::LongType> taken = registrator.getAllHashes();
   for (gatedfwa::PluginOp* op : ops) {
     // libnd4j would let the newcomer replace the other without a word.

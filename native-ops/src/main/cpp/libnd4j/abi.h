@@ -18,7 +18,7 @@ using LongType = long long;
 enum class Status : int { OK = 0 };
 
 /// As org.nd4j.linalg.api.buffer.DataType numbers them.
-enum DataType : int { BOOL = 1, HALF = 3, FLOAT32 = 5, DOUBLE = 6, BFLOAT16 = 17 };
+enum DataType : int { BOOL = 1, HALF = 3, FLOAT32 = 5, DOUBLE = 6, INT32 = 9, BFLOAT16 = 17 };
 
 /// Bits of the type word of a shapeInfo: see org.nd4j.linalg.api.shape.options.ArrayOptionsHelper.
 namespace flags {

@@ -1,6 +1,7 @@
 // nd4j-native: arrays live in the host's memory.
 #include "op/backend.h"
 #include "op/placement.h"
+#include "op/plugin_op.h"
 
 namespace gatedfwa {
 
@@ -13,5 +14,17 @@ void Backend::run(const AttentionForward& params) const { placement::run(params)
 void Backend::run(const AttentionBackward& params) const { placement::run(params); }
 void Backend::run(const GateForward& params) const { placement::run(params); }
 void Backend::run(const GateBackward& params) const { placement::run(params); }
+
+std::vector<PluginOp*> pluginOps() {
+  return {gatedFwaOp(),
+          gatedFwaBpOp(),
+          gatedFwaGateOp(),
+          gatedFwaGateBpOp(),
+          nsaCompressedAttentionOp(),
+          nsaCompressedAttentionBpOp(),
+          nsaSelectOp(),
+          nsaSelectedAttentionOp(),
+          nsaSelectedAttentionBpOp()};
+}
 
 }  // namespace gatedfwa

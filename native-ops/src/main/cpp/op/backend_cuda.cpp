@@ -1,6 +1,7 @@
 // nd4j-cuda: arrays live on the device of ND4J's thread.
 #include "op/backend.h"
 #include "op/gpu_runtime.h"
+#include "op/plugin_op.h"
 
 namespace gatedfwa {
 namespace {
@@ -31,5 +32,7 @@ void Backend::run(const AttentionForward& params) const { runOnStream(context_, 
 void Backend::run(const AttentionBackward& params) const { runOnStream(context_, params); }
 void Backend::run(const GateForward& params) const { runOnStream(context_, params); }
 void Backend::run(const GateBackward& params) const { runOnStream(context_, params); }
+
+std::vector<PluginOp*> pluginOps() { return {gatedFwaOp(), gatedFwaBpOp(), gatedFwaGateOp(), gatedFwaGateBpOp()}; }
 
 }  // namespace gatedfwa

@@ -33,6 +33,8 @@ sd::DataType dataType(DataType type) {
       return sd::DataType::HALF;
     case DataType::BFloat16:
       return sd::DataType::BFLOAT16;
+    case DataType::Int:
+      return sd::DataType::INT32;
     default:
       return sd::DataType::FLOAT32;
   }

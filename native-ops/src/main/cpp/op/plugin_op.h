@@ -1,4 +1,4 @@
-// What the four adapters share: libnd4j's arrays and arguments in, its shapes and exceptions out.
+// What the adapters share: libnd4j's arrays and arguments in, its shapes and exceptions out.
 #pragma once
 
 #include <vector>
@@ -37,5 +37,13 @@ PluginOp* gatedFwaOp();
 PluginOp* gatedFwaBpOp();
 PluginOp* gatedFwaGateOp();
 PluginOp* gatedFwaGateBpOp();
+PluginOp* nsaCompressedAttentionOp();
+PluginOp* nsaCompressedAttentionBpOp();
+PluginOp* nsaSelectOp();
+PluginOp* nsaSelectedAttentionOp();
+PluginOp* nsaSelectedAttentionBpOp();
+
+/// Those that this plug-in's back end has kernels for.
+std::vector<PluginOp*> pluginOps();
 
 }  // namespace gatedfwa

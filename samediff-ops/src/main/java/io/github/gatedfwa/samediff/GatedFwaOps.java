@@ -115,9 +115,9 @@ public final class GatedFwaOps {
     return NativeLibrary.deviceUsage();
   }
 
-  /** Until there are native NSA kernels, the front doors compose. */
-  static boolean hasNsaKernels() {
-    return false;
+  /** As {@link #isNativeAvailable()}, for the ops of native sparse attention: nd4j-cuda has none. */
+  static boolean hasNativeNsa() {
+    return isNativeAvailable() && NativeLibrary.hasOp("nsa_select");
   }
 
   private static boolean canLoad() {

@@ -96,12 +96,17 @@ class NsaPropertyTest {
             });
   }
 
-  @Property(tries = 60, shrinking = ShrinkingMode.OFF)
+  @Property(tries = 200, shrinking = ShrinkingMode.OFF)
+  void nativeOps(@ForAll("problems") Problem problem) {
+    check(NsaImplementation.NATIVE, problem);
+  }
+
+  @Property(tries = 40, shrinking = ShrinkingMode.OFF)
   void composedArrays(@ForAll("problems") Problem problem) {
     check(NsaImplementation.COMPOSED_ARRAYS, problem);
   }
 
-  @Property(tries = 30, shrinking = ShrinkingMode.OFF)
+  @Property(tries = 20, shrinking = ShrinkingMode.OFF)
   void composedGraph(@ForAll("problems") Problem problem) {
     check(NsaImplementation.COMPOSED_GRAPH, problem);
   }
@@ -198,6 +203,26 @@ class NsaPropertyTest {
             }
           }
         }
+      }
+    }
+  }
+
+  @Property(tries = 50, shrinking = ShrinkingMode.OFF)
+  void repeatsBitForBit(@ForAll("problems") Problem problem) {
+    NsaCase c = problem.nsaCase().castTo(problem.type());
+    List<List<INDArray>> runs = new ArrayList<>();
+    for (int i = 0; i < 2; i++) {
+      List<INDArray> run = new ArrayList<>(NsaImplementation.NATIVE.compressed(c));
+      INDArray indices = NsaImplementation.NATIVE.select(c, run.get(1));
+      run.add(indices);
+      run.addAll(NsaImplementation.NATIVE.selected(c, indices));
+      runs.add(run);
+    }
+    for (int i = 0; i < runs.get(0).size(); i++) {
+      INDArray first = runs.get(0).get(i);
+      assertThat(runs.get(1).get(i)).as("result %d of %s", i, problem).isEqualTo(first);
+      if (!first.isEmpty()) {
+        assertThat(runs.get(1).get(i).data().asBytes()).isEqualTo(first.data().asBytes());
       }
     }
   }

@@ -269,12 +269,12 @@ bool checkAccepted(const Call& call, std::vector<std::vector<intptr_t>>& written
 #ifdef GATEDFWA_FUZZ_REPLAY
 template <typename Params>
 void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const Params& params,
-               void (*kernel)(const Params&, const cpu::Executor&, cpu::InstructionSet)) {
+               void (*kernel)(const Params&, const gatedfwa::Executor&, cpu::InstructionSet)) {
   for (size_t i = 0; i < kArena; i++) arena[i] = static_cast<char>(i % 61 + (i % 2) * 30);
   std::memcpy(before, arena, kArena);
-  const cpu::Executor executor{1, [](int workers, const std::function<void(int)>& body) {
-                                 for (int i = 0; i < workers; i++) body(i);
-                               }};
+  const gatedfwa::Executor executor{1, [](int workers, const std::function<void(int)>& body) {
+                                      for (int i = 0; i < workers; i++) body(i);
+                                    }};
   kernel(params, executor, cpu::detectInstructionSet());
   for (size_t i = 0; i < written.size(); i++)
     for (const intptr_t at : written[i]) {

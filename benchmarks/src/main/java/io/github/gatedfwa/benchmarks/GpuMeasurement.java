@@ -63,17 +63,20 @@ final class GpuMeasurement {
   private final String asked = System.getProperty(NativeLibrary.DEVICE_PROPERTY, "auto");
   private final String device = GatedFwaOps.device();
   private final String processor = Reports.processor();
-  private final long deadline;
+  private final double budget;
   private final List<GpuRow> rows = new ArrayList<>();
 
-  /** Seconds per unit of work that the last task of its kind took, all of it included. */
-  private final Map<Boolean, Double> rate = new HashMap<>();
+  /** Seconds per unit of work in the last task, of the op (false) and of the block (true). */
+  private final Map<Boolean, Double> rates = new HashMap<>();
 
-  private GpuMeasurement(double seconds) throws IOException {
-    deadline = System.nanoTime() + (long) (seconds * 1e9);
+  private GpuMeasurement(double budget) throws IOException {
+    this.budget = budget;
   }
 
-  /** Arguments: file for the rows, seconds to stay within, and {@code quick} or {@code full}. */
+  /**
+   * Arguments: file for the rows, seconds to measure for, and {@code quick} or {@code full}. What
+   * would take longer is left out, but for the first of each kind.
+   */
   public static void main(String[] args) throws IOException {
     GpuMeasurement measurement = new GpuMeasurement(Double.parseDouble(args[1]));
     System.out.println(measurement.asked + ": " + measurement.device);
@@ -88,28 +91,25 @@ final class GpuMeasurement {
     check(300, 300, 8, 64);
     check(1000, 1000, 2, 512);
     check(1, 3000, 2, 2048);
+    long deadline = System.nanoTime() + (long) (budget * 1e9);
     for (Task task : quick ? quickTasks() : fullTasks()) {
-      double seconds = rate.getOrDefault(task.block(), 0.0) * task.work();
-      if (System.nanoTime() + (long) (seconds * 1e9) > deadline) {
+      Double rate = rates.get(task.block());
+      // A run to warm up, two to be timed, and making the operands.
+      if (rate != null && System.nanoTime() + (long) (4e9 * rate * task.work()) > deadline) {
         System.out.printf("%-4s %s  left out: no time%n", asked, task);
         continue;
       }
-      long start = System.nanoTime();
-      if (task.block()) {
-        block(task);
-      } else {
-        op(task);
-      }
-      rate.put(task.block(), (System.nanoTime() - start) * 1e-9 / task.work());
+      double seconds = task.block() ? block(task) : op(task);
+      rates.put(task.block(), seconds / task.work());
     }
   }
 
   private static List<Task> quickTasks() {
     return List.of(
-        new Task(false, 2048, 65536),
         new Task(false, 512, 1024),
         new Task(false, 512, 4096),
         new Task(false, 512, 16384),
+        new Task(false, 2048, 65536),
         new Task(true, 512, 4096),
         new Task(true, 512, 16384));
   }
@@ -183,16 +183,19 @@ final class GpuMeasurement {
     return results;
   }
 
-  private void op(Task task) {
+  /** Returns the seconds of a run. */
+  private double op(Task task) {
     try (AttentionOperands x = new AttentionOperands(task.length(), HEAD_SIZE, task.window())) {
       x.check();
       List<Run> runs = fastest(x::forward, x::backward);
       add(task, "forward", runs.get(0), 0);
       add(task, "backward", runs.get(1), 0);
+      return runs.get(0).seconds() + runs.get(1).seconds();
     }
   }
 
-  private void block(Task task) {
+  /** Returns the seconds of both steps. */
+  private double block(Task task) {
     ComputationGraph network = network(task);
     Nd4j.getRandom().setSeed(5);
     try (INDArray x = Nd4j.randn(DataType.FLOAT, 1, task.length(), SIZE);
@@ -202,10 +205,14 @@ final class GpuMeasurement {
       double output = network.outputSingle(x).norm2Number().doubleValue();
       network.fit(inputs, targets);
       double gradient = network.getFlattenedGradients().norm2Number().doubleValue();
-      add(task, "output", fastest(() -> network.outputSingle(x)).get(0), output);
-      add(task, "fit", fastest(() -> network.fit(inputs, targets)).get(0), gradient);
+      Run outputRun = fastest(() -> network.outputSingle(x)).get(0);
+      add(task, "output", outputRun, output);
+      Run fitRun = fastest(() -> network.fit(inputs, targets)).get(0);
+      add(task, "fit", fitRun, gradient);
+      return outputRun.seconds() + fitRun.seconds();
+    } finally {
+      Nd4j.getWorkspaceManager().destroyAllWorkspacesForCurrentThread();
     }
-    Nd4j.getWorkspaceManager().destroyAllWorkspacesForCurrentThread();
   }
 
   private static ComputationGraph network(Task task) {

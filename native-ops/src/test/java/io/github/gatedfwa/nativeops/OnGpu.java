@@ -37,11 +37,11 @@ public @interface OnGpu {
         return ConditionEvaluationResult.enabled(device);
       }
       return ConditionEvaluationResult.disabled(
-          "needs a GPU and -D"
+          "needs a GPU and the system property "
               + NativeLibrary.DEVICE_PROPERTY
-              + "=cuda; it is "
+              + "=cuda; here it is "
               + asked
-              + ", the ops run on "
+              + " and the ops run on the "
               + device);
     }
 

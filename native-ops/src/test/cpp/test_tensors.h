@@ -1,16 +1,15 @@
-// What the kernel tests share: 16-bit types by their definitions, tensors in guarded memory, threads.
+// What the kernel tests share: 16-bit types by their definitions, tensors in guarded memory.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "cpu/cpu_kernels.h"
+#include "thread_executor.h"
 
 namespace gatedfwa::test {
 
@@ -127,14 +126,5 @@ struct Buffer {
     return tensor;
   }
 };
-
-inline cpu::Executor threads(int count) {
-  return {count, [](int workers, const std::function<void(int)>& body) {
-            std::vector<std::thread> all;
-            for (int i = 1; i < workers; i++) all.emplace_back(body, i);
-            body(0);
-            for (std::thread& thread : all) thread.join();
-          }};
-}
 
 }  // namespace gatedfwa::test

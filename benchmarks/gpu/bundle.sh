@@ -79,7 +79,7 @@ install -m 755 benchmarks/gpu/run.sh "$bundle/run"
 mkdir -p "$out"
 rm -f "$out"/gatedfwa-gpu.tar.xz* "$out"/SHA256SUMS
 tar --sort=name --owner=0 --group=0 --numeric-owner -C "$bundle" -c . |
-  xz --threads=1 --x86 --lzma2=preset=9e,dict=128MiB > "$out/gatedfwa-gpu.tar.xz.part"
+  xz --threads=0 --block-size=256MiB --x86 --lzma2=preset=6,dict=128MiB > "$out/gatedfwa-gpu.tar.xz.part"
 if [[ -n $split ]]; then
   split -d -b "$split" "$out/gatedfwa-gpu.tar.xz.part" "$out/gatedfwa-gpu.tar.xz."
   rm "$out/gatedfwa-gpu.tar.xz.part"

@@ -50,6 +50,10 @@ bool onDevice(const Params& params, const Work& work) {
     decide(work, "cpu: the device is lost");
     return false;
   }
+  if (work.flops == 0) {  // empty arrays; what they leave to be done are zeros
+    decide(work, "cpu: nothing to compute");
+    return false;
+  }
   if (const char* refusal = state.device->refusal(params, work.backward)) {
     decide(work, std::string("cpu: ") + refusal);
     return false;

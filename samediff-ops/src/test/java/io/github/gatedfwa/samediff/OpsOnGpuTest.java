@@ -128,6 +128,7 @@ class OpsOnGpuTest {
     test.fewQueriesAgainstACacheAreTheLastRows(Implementation.NATIVE);
     test.emptyArraysGiveEmptyResults(Implementation.NATIVE);
     test.noQueriesGiveZeroGradients(Implementation.NATIVE);
+    assertThat(GatedFwaOps.lastDecision()).endsWith(": cpu: nothing to compute");
     test.gateKeepsTheTailAndDoesNotOverflow(Implementation.NATIVE);
     test.hugeWindowIsFullAttention();
     test.manyThreadsGetTheSameBits();

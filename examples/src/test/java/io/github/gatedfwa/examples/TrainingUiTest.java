@@ -88,8 +88,7 @@ class TrainingUiTest {
 
   @Test
   void aTakenPortIsAnError() throws IOException {
-    try (ServerSocket taken =
-        new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+    try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
       assertThatThrownBy(() -> TrainingUi.start(taken.getLocalPort()))
           .isInstanceOf(IOException.class)
           .hasMessageContaining("no training UI on port " + taken.getLocalPort());

@@ -133,10 +133,8 @@ class NsaCompressionTest {
     }
     SDNsa ops = new SDNsa(sd);
     SDVariable mean = ops.compressMean(variable, blockLength, stride);
-    SDVariable mlp =
-        ops.compressMlp(variable, v[0], v[1], v[2], v[3], v[4], blockLength, stride);
-    sd.setLossVariables(
-        mean.mul(sd.constant(ofMean)).sum().add(mlp.mul(sd.constant(ofMlp)).sum()));
+    SDVariable mlp = ops.compressMlp(variable, v[0], v[1], v[2], v[3], v[4], blockLength, stride);
+    sd.setLossVariables(mean.mul(sd.constant(ofMean)).sum().add(mlp.mul(sd.constant(ofMlp)).sum()));
     DataType defaultType = Nd4j.dataType();
     Nd4j.setDefaultDataTypes(DataType.DOUBLE, DataType.DOUBLE); // GradCheckUtil insists
     try {
@@ -148,8 +146,7 @@ class NsaCompressionTest {
     Map<String, INDArray> expected =
         sd.calculateGradients(Map.of(), "x", "w0", "w1", "w2", "w3", "w4");
     INDArray[] gradients = mlpBp(x, w, ofMlp, blockLength, stride);
-    INDArray dx =
-        gradients[0].add(OPS.compressMeanBp(ofMean, length, blockLength, stride));
+    INDArray dx = gradients[0].add(OPS.compressMeanBp(ofMean, length, blockLength, stride));
     assertThat(Errors.relative(dx, expected.get("x"))).isLessThan(1e-13);
     for (int i = 0; i < 5; i++) {
       assertThat(Errors.relative(gradients[i + 1], expected.get("w" + i)))
@@ -210,9 +207,7 @@ class NsaCompressionTest {
   void blocksWithoutPaddingAreReal(DataType type) {
     INDArray mask =
         Nd4j.createFromArray(
-                new float[][] {
-                  {0, 0, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 0, 1, 1, 1, 1}
-                })
+                new float[][] {{0, 0, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 0, 1, 1, 1, 1}})
             .castTo(type);
     INDArray expected =
         Nd4j.createFromArray(new float[][] {{0, 1, 1, 1}, {1, 0, 0, 1}}).castTo(type);
@@ -240,8 +235,7 @@ class NsaCompressionTest {
         .hasMessageContaining(
             "nsa_compress_mean_bp: gradient has shape [2, 10, 2, 3]; expected [>=0, 4, >=1, >=1]");
     assertThatThrownBy(() -> mlp(x, w, 6, 2))
-        .hasMessageContaining(
-            "nsa_compress_mlp: position has shape [2, 4, 3]; expected [2, 6, 3]");
+        .hasMessageContaining("nsa_compress_mlp: position has shape [2, 4, 3]; expected [2, 6, 3]");
     w[1] = w[1].castTo(DataType.DOUBLE);
     assertThatThrownBy(() -> mlp(x, w, 4, 2))
         .hasMessageContaining("nsa_compress_mlp: w1 is DOUBLE; expected FLOAT");

@@ -52,8 +52,7 @@ class NsaSameDiffTest {
   @ParameterizedTest
   @MethodSource("gradientChecks")
   void gradientsAreRight(boolean composed, String maskType) {
-    NsaCase c =
-        NsaCase.random(11, new NsaCase.Sizes(2, 3, 11, 2, 1, 3, 2, 2, 1, 4, 3));
+    NsaCase c = NsaCase.random(11, new NsaCase.Sizes(2, 3, 11, 2, 1, 3, 2, 2, 1, 4, 3));
     if (!maskType.equals("none")) {
       INDArray mask = Nd4j.ones(DataType.DOUBLE, 2, 11);
       for (int[] padding : new int[][] {{0, 4}, {1, 0}, {1, 9}, {1, 10}}) {
@@ -273,7 +272,8 @@ class NsaSameDiffTest {
       ComposedNsaGraph graph = new ComposedNsaGraph(sd);
       SDVariable[] cmp = graph.compressedAttention(q, kCmp, vCmp, null, 4, 2, 24, 0);
       SDVariable indices = graph.select(q, kCmp, cmp[1], null, 4, 2, 8, 3, 24, 0);
-      SDVariable slc = graph.selectedAttention(q, projected[1], projected[2], indices, null, 8, 0)[0];
+      SDVariable slc =
+          graph.selectedAttention(q, projected[1], projected[2], indices, null, 8, 0)[0];
       SDVariable win =
           new ComposedGraph(sd).gatedFwa(q, projected[3], projected[4], null, null, 6, 0)[0];
       SDVariable[] g = sd.unstack(gates, 3, 3);

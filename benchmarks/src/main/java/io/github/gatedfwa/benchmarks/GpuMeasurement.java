@@ -137,7 +137,8 @@ final class GpuMeasurement {
   /**
    * All results of a FLOAT call against the same function composed of ND4J's own ops in DOUBLE.
    *
-   * @throws IllegalStateException if a relative error exceeds 2e-6
+   * @throws IllegalStateException if a relative error exceeds 2e-6; 4e-6 for dalpha, whose terms
+   *     cancel where few queries add to it
    */
   private static void check(long queries, long keys, long kvHeads, long window) {
     long heads = AttentionOperands.HEADS;
@@ -164,7 +165,7 @@ final class GpuMeasurement {
       INDArray difference = actual.get(i).castTo(DataType.DOUBLE).sub(exact.get(i));
       double error =
           difference.norm2Number().doubleValue() / exact.get(i).norm2Number().doubleValue();
-      if (!(error <= 2e-6)) {
+      if (!(error <= (names[i].equals("dalpha") ? 4e-6 : 2e-6))) {
         throw new IllegalStateException(
             String.format(
                 "%s of %d queries, %d keys is wrong: relative error %.2g",

@@ -241,8 +241,9 @@ class NsaCompressionTest {
         .hasMessageContaining("nsa_compress_mlp: w1 is DOUBLE; expected FLOAT");
     assertThatThrownBy(() -> OPS.blockMask(x, 4, 2))
         .hasMessageContaining("nsa_block_mask: mask has shape [2, 10, 2, 3]; expected [>=0, >=0]");
-    SDNsa graph = new SDNsa(SameDiff.create());
-    assertThatThrownBy(() -> graph.compressMean(graph.getSameDiff().constant(x), 0, 1))
+    SameDiff sd = SameDiff.create();
+    SDVariable variable = sd.constant(x);
+    assertThatThrownBy(() -> new SDNsa(sd).compressMean(variable, 0, 1))
         .hasMessage("nsa_compress_mean: argument 'blockLength' is 0; it must be at least 1");
   }
 }

@@ -3,6 +3,7 @@ package io.github.gatedfwa.samediff;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.github.gatedfwa.nativeops.JavaProcess;
 import java.io.File;
 import java.nio.file.Path;
 import java.util.List;

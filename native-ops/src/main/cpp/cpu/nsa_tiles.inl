@@ -12,7 +12,7 @@ namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 template <typename A>
 constexpr int64_t kBatch = kTile<A>;
 
-/// NaN is dropped unless all are NaN.
+/// No lane is NaN.
 template <typename A>
 GATEDFWA_INLINE A maxOfLanes(Vector<A> x) {
   alignas(64) A lanes[kLanes<A>];

@@ -50,8 +50,10 @@ class TrainingUiTest {
           .contains("updateRatios");
       assertThat(eventually(overview.resolve("/train/model/graph"), "block-attention"))
           .contains("block-ffn");
-      // Of a layer: vertex 3 of the graph, after input, norm and attention's own norm.
-      assertThat(get(overview.resolve("/train/model/data/2")).body()).isEqualTo("");
+      // Vertex 2: after the input and the attention's norm.
+      assertThat(get(overview.resolve("/train/model/data/2")).body())
+          .contains("block-attention", "GatedFWA", "paramMM", "updateMM", "updateHist")
+          .contains("\"Wq\"", "\"Wg\"", "\"Wbeta\"", "\"bg\"", "\"Wo\"");
 
       List<InetAddress> others;
       try (Stream<NetworkInterface> interfaces = NetworkInterface.networkInterfaces()) {

@@ -107,13 +107,14 @@ public final class NsaScaling {
     return least;
   }
 
-  /** All blocks selected, and blocks of one token, are what gated_fwa computes with a window of N. */
+  /**
+   * All blocks selected, and blocks of one token, are what gated_fwa computes with a window of N.
+   */
   private static void check() {
     int length = 500;
     Branches x = new Branches(length, new NsaConfig(32, 16, 64, 8, length));
     x.all().forEach(Runnable::run);
-    INDArray[] tokens =
-        new NDNsa().compressedAttention(x.q, x.k, x.v, null, 1, 1, length, 0);
+    INDArray[] tokens = new NDNsa().compressedAttention(x.q, x.k, x.v, null, 1, 1, length, 0);
     require("compressed attention", tokens[0], x.window[0]);
     require("selected attention", x.selected[0], x.window[0]);
     for (int i = 2; i < 5; i++) {
@@ -164,11 +165,7 @@ public final class NsaScaling {
     /** o, lse, dq, dk, dv, resident. */
     private INDArray[] results(INDArray keys) {
       INDArray[] results = {
-        q.like(),
-        Nd4j.create(DataType.FLOAT, 1, HEADS, length),
-        q.like(),
-        keys.like(),
-        keys.like()
+        q.like(), Nd4j.create(DataType.FLOAT, 1, HEADS, length), q.like(), keys.like(), keys.like()
       };
       for (INDArray result : results) {
         result.assign(1);

@@ -49,14 +49,10 @@ class LayerGuideTest {
     INDArray output = LayerGuide.masked(network, x, new int[] {12, 5});
     INDArray alone =
         network.output(
-            x.get(
-                    NDArrayIndex.interval(1, 2),
-                    NDArrayIndex.all(),
-                    NDArrayIndex.interval(0, 5))
+            x.get(NDArrayIndex.interval(1, 2), NDArrayIndex.all(), NDArrayIndex.interval(0, 5))
                 .dup());
     INDArray part =
-        output.get(
-            NDArrayIndex.interval(1, 2), NDArrayIndex.all(), NDArrayIndex.interval(0, 5));
+        output.get(NDArrayIndex.interval(1, 2), NDArrayIndex.all(), NDArrayIndex.interval(0, 5));
     assertThat(part.sub(alone).amaxNumber().doubleValue()).isLessThan(1e-6);
   }
 
@@ -81,7 +77,10 @@ class LayerGuideTest {
   @Test
   void networksTrain() {
     for (MultiLayerNetwork network :
-        List.of(LayerGuide.truncated(), LayerGuide.half(), LayerGuide.newHead(LayerGuide.truncated()))) {
+        List.of(
+            LayerGuide.truncated(),
+            LayerGuide.half(),
+            LayerGuide.newHead(LayerGuide.truncated()))) {
       DataType type = network.getLayerWiseConfigurations().getDataType();
       int classes = (int) network.getOutputLayer().paramTable().get("b").length();
       DataSet data = data(classes, type);

@@ -18,8 +18,7 @@ class QuickStartTest {
   void theReadmeShowsThisCode() throws IOException {
     assertThat(Snippets.of(QuickStart.class, "README"))
         .hasSize(3)
-        .allSatisfy(
-            snippet -> assertThat(Path.of("..", "README.md")).content().contains(snippet));
+        .allSatisfy(snippet -> assertThat(Path.of("..", "README.md")).content().contains(snippet));
   }
 
   @Test

@@ -15,8 +15,7 @@ final class Snippets {
   /** As Markdown, in the order of the file. */
   static List<String> of(Class<?> source, String page) throws IOException {
     String code =
-        Files.readString(
-            Path.of("src/main/java", source.getName().replace('.', '/') + ".java"));
+        Files.readString(Path.of("src/main/java", source.getName().replace('.', '/') + ".java"));
     Matcher snippet =
         Pattern.compile(
                 " *// %1$s: (?!end)\\w+\n(.*?)\n *// %1$s: end".formatted(Pattern.quote(page)),

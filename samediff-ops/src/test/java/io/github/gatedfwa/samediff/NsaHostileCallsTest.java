@@ -128,24 +128,10 @@ class NsaHostileCallsTest {
                 c.blockMask),
         () ->
             new NsaCompressedAttention(
-                c.q,
-                c.kCmp,
-                c.vCmp,
-                c.blockMask,
-                c.blockLength,
-                c.stride,
-                c.keyLength,
-                c.scale),
+                c.q, c.kCmp, c.vCmp, c.blockMask, c.blockLength, c.stride, c.keyLength, c.scale),
         () ->
             ComposedNsaArrays.compressedAttention(
-                c.q,
-                c.kCmp,
-                c.vCmp,
-                c.blockMask,
-                c.blockLength,
-                c.stride,
-                c.keyLength,
-                c.scale));
+                c.q, c.kCmp, c.vCmp, c.blockMask, c.blockLength, c.stride, c.keyLength, c.scale));
     compressedGradient(wrong);
   }
 
@@ -268,7 +254,8 @@ class NsaHostileCallsTest {
 
   static Stream<Wrong> wrongSelections() {
     return Stream.of(
-        new Wrong("argument 'selectionBlock' is 0; it must be at least 1", c -> c.selectionBlock = 0),
+        new Wrong(
+            "argument 'selectionBlock' is 0; it must be at least 1", c -> c.selectionBlock = 0),
         new Wrong("it must be finite (0 means 1/sqrt(D))", c -> c.scale = Double.POSITIVE_INFINITY),
         new Wrong("k is DOUBLE; expected FLOAT", c -> c.k = c.k.castTo(DataType.DOUBLE)),
         new Wrong(
@@ -282,8 +269,7 @@ class NsaHostileCallsTest {
         new Wrong(
             "indices has shape [2, 9, 4, 1]; expected [2, 9, 2, >=1]",
             c -> c.indices = Nd4j.zeros(DataType.INT32, 2, 9, 4, 1)),
-        new Wrong(
-            "mask has shape [2, 9]; expected [2, 20]", c -> c.mask = Nd4j.ones(F, 2, 9)));
+        new Wrong("mask has shape [2, 9]; expected [2, 20]", c -> c.mask = Nd4j.ones(F, 2, 9)));
   }
 
   @ParameterizedTest
@@ -303,9 +289,7 @@ class NsaHostileCallsTest {
                 c.v,
                 c.indices,
                 c.mask),
-        () ->
-            new NsaSelectedAttention(
-                c.q, c.k, c.v, c.indices, c.mask, c.selectionBlock, c.scale),
+        () -> new NsaSelectedAttention(c.q, c.k, c.v, c.indices, c.mask, c.selectionBlock, c.scale),
         () ->
             ComposedNsaArrays.selectedAttention(
                 c.q, c.k, c.v, c.indices, c.mask, c.selectionBlock, c.scale));
@@ -377,7 +361,15 @@ class NsaHostileCallsTest {
           () ->
               Nd4j.exec(
                   new NsaSelectedAttentionBp(
-                      c.q, c.k, c.v, c.indices, c.mask, c.o, c.lse, c.dO, c.selectionBlock,
+                      c.q,
+                      c.k,
+                      c.v,
+                      c.indices,
+                      c.mask,
+                      c.o,
+                      c.lse,
+                      c.dO,
+                      c.selectionBlock,
                       c.scale)),
           () ->
               ComposedNsaArrays.selectedAttentionBp(
@@ -407,7 +399,16 @@ class NsaHostileCallsTest {
         () ->
             Nd4j.exec(
                 new NsaSelect(
-                    c.q, c.kCmp, c.lse, null, 8, 4, 8, 3, 20, 0,
+                    c.q,
+                    c.kCmp,
+                    c.lse,
+                    null,
+                    8,
+                    4,
+                    8,
+                    3,
+                    20,
+                    0,
                     Nd4j.create(DataType.INT64, 2, 9, 2, 3))));
     assertRefused(
         "nsa_selected_attention: ",
@@ -420,14 +421,11 @@ class NsaHostileCallsTest {
     assertThatThrownBy(
             () -> new NsaCompressedAttention(c.q, c.kCmp, c.vCmp, null, 8, 4, 20, 0, c.o, null))
         .hasMessage("nsa_compressed_attention: one of the outputs is null; expected 2 arrays");
-    assertThatThrownBy(
-            () -> new NsaSelect(c.q, c.kCmp, c.lse, null, 8, 4, 8, 1L << 40, 20, 0))
-        .hasMessage(
-            "nsa_select: argument 'topN' is 1099511627776; it must be at most 2147483647");
+    assertThatThrownBy(() -> new NsaSelect(c.q, c.kCmp, c.lse, null, 8, 4, 8, 1L << 40, 20, 0))
+        .hasMessage("nsa_select: argument 'topN' is 1099511627776; it must be at most 2147483647");
   }
 
-  private static void exec(
-      String op, double scale, List<Long> integers, INDArray... inputs) {
+  private static void exec(String op, double scale, List<Long> integers, INDArray... inputs) {
     Nd4j.exec(
         DynamicCustomOp.builder(op)
             .addInputs(inputs)

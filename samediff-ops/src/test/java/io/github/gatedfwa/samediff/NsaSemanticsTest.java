@@ -22,8 +22,7 @@ import org.nd4j.linalg.factory.Nd4j;
 class NsaSemanticsTest {
 
   private static NsaCase someCase(long seed, long queries, long keys) {
-    return NsaCase.random(
-            seed, new NsaCase.Sizes(2, queries, keys, 4, 2, 8, 6, 8, 4, 8, 4))
+    return NsaCase.random(seed, new NsaCase.Sizes(2, queries, keys, 4, 2, 8, 6, 8, 4, 8, 4))
         .castTo(DataType.DOUBLE);
   }
 
@@ -45,7 +44,9 @@ class NsaSemanticsTest {
       if (i != 5) {
         double expected = i % 6 == 1 ? Double.NEGATIVE_INFINITY : 0;
         double[] values = results.get(i).castTo(DataType.DOUBLE).dup('c').data().asDouble();
-        assertThat(DoubleStream.of(values).allMatch(x -> x == expected)).as("result %s", i).isTrue();
+        assertThat(DoubleStream.of(values).allMatch(x -> x == expected))
+            .as("result %s", i)
+            .isTrue();
       }
     }
     // The block of the query is taken whatever the mask.
@@ -78,7 +79,9 @@ class NsaSemanticsTest {
     return x.get(all(), interval(x.size(1) - count, x.size(1)), all(), all()).dup();
   }
 
-  /** One token after the other gives the bits of the whole pass: a stream makes the same choices. */
+  /**
+   * One token after the other gives the bits of the whole pass: a stream makes the same choices.
+   */
   @Test
   void streamingGivesTheBitsOfTheWholePass() {
     NsaCase whole = someCase(3, 150, 150).castTo(DataType.FLOAT);
@@ -181,8 +184,7 @@ class NsaSemanticsTest {
     INDArray indices = implementation.select(c, implementation.compressed(c).get(1));
     for (int t = 0; t < 120; t++) {
       int own = t / 8;
-      int[] expected =
-          own < 4 ? new int[] {0, 1, 2, 3} : new int[] {0, 1, own - 1, own};
+      int[] expected = own < 4 ? new int[] {0, 1, 2, 3} : new int[] {0, 1, own - 1, own};
       for (int i = 0; i < 4; i++) {
         assertThat(indices.getInt(1, t, 1, i))
             .as("query %s, place %s", t, i)
@@ -199,8 +201,7 @@ class NsaSemanticsTest {
         NsaCase.random(6, new NsaCase.Sizes(2, 60, 70, 4, 2, 8, 6, 1, 1, 8, 9))
             .castTo(DataType.DOUBLE);
     NsaCase same =
-        new NsaCase(
-            c.q(), c.k(), c.v(), null, c.k(), c.v(), null, c.dO(), 1, 1, 8, 9, 0);
+        new NsaCase(c.q(), c.k(), c.v(), null, c.k(), c.v(), null, c.dO(), 1, 1, 8, 9, 0);
     List<INDArray> expected =
         Implementation.NATIVE.attention(
             new AttentionCase(c.q(), c.k(), c.v(), null, null, c.dO(), 70, 0));
@@ -218,8 +219,7 @@ class NsaSemanticsTest {
   void emptyArraysAndShortSequences(NsaImplementation implementation) {
     for (long[] size : new long[][] {{0, 9, 9}, {2, 0, 20}, {2, 0, 0}, {2, 5, 7}, {1, 1, 1}}) {
       NsaCase c =
-          NsaCase.random(
-                  7, new NsaCase.Sizes(size[0], size[1], size[2], 2, 1, 4, 4, 8, 4, 16, 3))
+          NsaCase.random(7, new NsaCase.Sizes(size[0], size[1], size[2], 2, 1, 4, 4, 8, 4, 16, 3))
               .castTo(DataType.FLOAT);
       List<INDArray> results = run(implementation, c);
       assertThat(results.get(0).shape()).containsExactly(size[0], size[1], 2, 4);

@@ -57,7 +57,9 @@ class NsaViewsTest {
     }
   }
 
-  /** One of the layouts fills what it does not use with NaN, which an array of INT does not take. */
+  /**
+   * One of the layouts fills what it does not use with NaN, which an array of INT does not take.
+   */
   private static INDArray viewOf(ViewsTest.Layout layout, INDArray indices) {
     return layout == ViewsTest.Layout.INNER_PART ? indices : layout.apply(indices);
   }
@@ -90,9 +92,7 @@ class NsaViewsTest {
 
     INDArray indices = NsaImplementation.NATIVE.select(c, cmp.get(1));
     INDArray chosen = viewOf(layout, Nd4j.valueArrayOf(indices.shape(), -7, DataType.INT32));
-    Nd4j.exec(
-        new NsaSelect(
-            c.q(), c.kCmp(), out[1], c.blockMask(), 8, 4, 16, 4, 73, 0, chosen));
+    Nd4j.exec(new NsaSelect(c.q(), c.kCmp(), out[1], c.blockMask(), 8, 4, 16, 4, 73, 0, chosen));
     assertThat(chosen).isEqualTo(indices);
 
     List<INDArray> slc = NsaImplementation.NATIVE.selected(c, indices);

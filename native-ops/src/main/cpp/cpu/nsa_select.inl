@@ -150,7 +150,7 @@ struct NsaSelection {
       const int64_t end = least(count, buffers.seen[least(lane + kWidth, x.count) - 1] - c);
       if (end <= 0) continue;
       const bool edge = buffers.seen[lane] - c < end || lane + kWidth > x.count;
-      IntegerVector<A> limit[2];  // keys of the tile that each lane sees
+      IntegerVector<A> limit[2] = {};  // keys of the tile that each lane sees
       for (int i = 0; i < kWidth; i++)
         limit[i / kLanes<A>][i % kLanes<A>] = static_cast<int>(most(0, least(count, buffers.seen[lane + i] - c)));
       for (int64_t key = 0; key < end * kWidth; key++) buffers.weights[key] = 0;

@@ -150,9 +150,6 @@ struct NsaSelection {
       const int64_t end = least(count, buffers.seen[least(lane + kWidth, x.count) - 1] - c);
       if (end <= 0) continue;
       const bool edge = buffers.seen[lane] - c < end || lane + kWidth > x.count;
-      IntegerVector<A> limit[2] = {};  // keys of the tile that each lane sees
-      for (int i = 0; i < kWidth; i++)
-        limit[i / kLanes<A>][i % kLanes<A>] = static_cast<int>(most(0, least(count, buffers.seen[lane + i] - c)));
       for (int64_t key = 0; key < end * kWidth; key++) buffers.weights[key] = 0;
       for (int64_t g = 0; g < groupOf(p); g++) {
         const int64_t row = g * tokens(p) + lane;
@@ -165,7 +162,7 @@ struct NsaSelection {
                 (load(buffers.scores + key * kWidth + column) * scale - load(buffers.high + row + column)) -
                 load(buffers.low + row + column);
             Vector<A> P = exp2<A>(exponent);
-            if (edge) P = limit[v] > static_cast<int>(key) ? P : Vector<A>{};
+            if (edge) P = visible(buffers.seen + lane + column, c + key, P);
             A* to = buffers.weights + key * kWidth + column;
             store(to, load(to) + P);
           }
@@ -184,6 +181,12 @@ struct NsaSelection {
         }
       }
     }
+  }
+
+  static Vector<A> visible(const int64_t* seen, int64_t c, Vector<A> P) {
+    IntegerVector<A> sees;
+    for (int i = 0; i < kLanes<A>; i++) sees[i] = c < seen[i] ? -1 : 0;
+    return sees ? P : Vector<A>{};
   }
 
   /// Selection block s has its importance: those queries of the panel that it is a candidate for, and that do not have

@@ -7,6 +7,8 @@
 // The next tile's products are under way while a tile's P is computed. Sums run in registers in a fixed order.
 #pragma once
 
+#include <climits>
+
 #include "hopper.cuh"
 #include "tensor_map.h"
 
@@ -16,28 +18,28 @@ template <typename T, int head>
 __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     dqHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
                    const __grid_constant__ CUtensorMap mapDo, const __grid_constant__ CUtensorMap mapK,
-                   const __grid_constant__ CUtensorMap mapV, int items) {
+                   const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::Dq, head>;
   constexpr int rows = Size::rows;
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
   static_assert(sizeof(HopperKeyTerms) == Size::termBytes, "");
-  block.initialise();
+  block.initialise(keyTileArrivals(a));
 
-  const int warp = warpIndex(), lane = threadIdx.x % 32, tiles = queryTiles<rows>(a), offset = a.M - a.N;
-  const bool hasTerms = a.sums.suffix || a.keyBits;
+  const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
+  const bool hasTerms = hasKeyTerms(a);
   const float rawPerLog2 = 1.f / a.scaleLog2;
 
   if (warp < 4) {
     lowerRegisters<Size::producerRegisters>();
     const Ring<Size::stages> at;
     if (warp == 0 && lane == 0) {
-      produceKeys<head, rows>(a, block, at, items, mapK, mapV);
-    } else if (warp == 1 && hasTerms) {
-      produceKeyTerms<head, rows>(a, block, at, items, rawPerLog2);
-    } else if (warp == 2 && lane == 0) {
-      produceQueries<head, rows>(a, block, items, mapQ, &mapDo);
+      produceKeys<head, rows>(a, block, at, mapK, mapV);
+    } else if (warp == 1 && lane == 0) {
+      produceQueries<head, rows>(a, block, mapQ, &mapDo);
+    } else if (warp >= 2 && hasTerms) {
+      produceKeyTerms<head, rows>(a, block, at, warp - 2, 1.f);
     }
     return;
   }
@@ -52,8 +54,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
   Ring<Size::stages> at;
   uint32_t queryPhase = 0;
 
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const QueryWork x = queryWork<rows>(a, item, tiles);
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+    const QueryWork x(a, work, rows);
     const int first = x.origin + group * kSumTile, tile = first / kSumTile;
     const bool live = first < a.M && first + kSumTile > offset;
     const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
@@ -88,25 +90,25 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
       for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
 
     // Products of the tile at `at`, with dq of the tile before between them: s is needed first.
-    const auto multiply = [&](bool terms, auto&& between2) {
+    const auto multiply = [&](auto&& multiplyBetween) {
       wgmmaFence();
-      multiplyTiles<T, head>(s, tileQ, descriptor(block.streamedTile(at.slot, 0)), terms);
+      multiplyTiles<T, head>(s, tileQ, descriptor(block.streamedTile(at.slot, 0)));
       wgmmaCommit();
-      between2();
+      multiplyBetween();
       wgmmaCommit();
-      multiplyTiles<T, head>(dp, tileDo, descriptor(block.streamedTile(at.slot, 1)), 0);
+      multiplyTiles<T, head>(dp, tileDo, descriptor(block.streamedTile(at.slot, 1)));
       wgmmaCommit();
     };
     const auto waitTile = [&] {
       barrierWait(block.landed(at.slot), at.phase);
-      if (hasTerms) barrierWait(block.ready(at.slot), at.phase);
+      if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
     };
     int slot = 0;
     const auto addDq = [&] { multiplyWeights<T>(dq, weights, descriptor(block.streamedTile(slot, 0))); };
 
     waitTile();
     hold(dq);
-    multiply(false, [] {});
+    multiply([] {});
     while (true) {
       const bool diagonal = index == tile;
       wgmmaWait<2>();
@@ -119,11 +121,22 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
           hideColumns(s, i, bitsFrom(first + row + 8 * i - a.window + 1 - index * kSumTile), t);
       }
       const float bias[2] = {diagonal ? lse[0] : decayedLse[0] + between, diagonal ? lse[1] : decayedLse[1] + between};
+      if (hasTerms && !diagonal) {
+        const HopperKeyTerms& terms = block.terms[at.slot];
 #pragma unroll
-      for (int n = 0; n < 8; ++n)
+        for (int n = 0; n < 8; ++n) {
+          const float2 y = *reinterpret_cast<const float2*>(terms.term + 8 * n + 2 * t);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -bias[e / 2]));
-      if (hasTerms && !diagonal) between += block.terms[at.slot].total;
+          for (int e = 0; e < 4; ++e)
+            s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, e % 2 ? y.y : y.x) - bias[e / 2]);
+        }
+        between += terms.total;
+      } else {
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -bias[e / 2]));
+      }
       wgmmaWait<0>();
       hold(dp);
       if (!diagonal) release(slot);
@@ -143,8 +156,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
       at.advance();
       if (--index < oldest) break;
       waitTile();
-      if (hasTerms) startColumns(s, block.terms[at.slot].term, t);
-      multiply(hasTerms, addDq);
+      multiply(addDq);
     }
     wgmmaFence();
     addDq();
@@ -168,15 +180,14 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
 #endif
 }
 
-/// What a key-stationary block needs of a streamed query tile besides Q and dO. Negated, the first two in raw score
-/// units: score accumulators start with them.
+/// What a key-stationary block needs of a streamed query tile besides Q and dO (log2 units).
 struct alignas(16) HopperQueryTerms {
   float lse[kSumTile], decayedLse[kSumTile], delta[kSumTile];
   float prefix[kSumTile];
   uint64_t resets;
-  float total;  ///< decay of the sum tile, infinity if it has a reset
 };
 
+#if GATEDFWA_HOPPER
 /// The keys of one block of the key-stationary kernel, and the query tiles, of each head of the group, that see one of
 /// them.
 struct KeyWork {
@@ -192,83 +203,65 @@ __device__ __forceinline__ void tilesThatSee(const AttentionArgs<T>& a, int firs
   lastTile = to < from ? firstTile - 1 : static_cast<int>(to / kSumTile);
 }
 template <int rows, typename T>
-__device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, int item, int tiles) {
+__device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const WorkList& at) {
   KeyWork x;
-  const int kvHeads = a.H / a.group, head = item / tiles;
-  x.b = head / kvHeads;
-  x.kvHead = head % kvHeads;
-  x.origin = (item - head * tiles) * rows;
+  x.b = at.b;
+  x.kvHead = at.h;
+  x.origin = at.tile * rows;
   tilesThatSee(a, x.origin, rows, x.firstTile, x.lastTile);
   return x;
 }
+template <typename T>
+__device__ __forceinline__ WorkList keyWorkList(const AttentionArgs<T>& a, int rows) {
+  return WorkList(a.batch, a.H / a.group, (a.M + rows - 1) / rows);
+}
+#endif
 
 template <typename T, int head>
 __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     dkdvHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
                      const __grid_constant__ CUtensorMap mapDo, const __grid_constant__ CUtensorMap mapK,
-                     const __grid_constant__ CUtensorMap mapV, int items) {
+                     const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::DkDv, head>;
   constexpr int rows = Size::rows;
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperQueryTerms> block(hopperShared);
   static_assert(sizeof(HopperQueryTerms) == Size::termBytes, "");
-  block.initialise();
+  block.initialise(1);
 
-  const int warp = warpIndex(), lane = threadIdx.x % 32, tiles = (a.M + rows - 1) / rows, offset = a.M - a.N;
-  const float rawPerLog2 = 1.f / a.scaleLog2;
+  const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
 
   if (warp < 4) {
     lowerRegisters<Size::producerRegisters>();
     Ring<Size::stages> at;
-    if (warp == 0 && lane == 0) {  // Q and dO tiles
-      for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        const KeyWork x = keyWork<rows>(a, item, tiles);
-        for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h)
+    if (warp == 0 && lane == 0) {  // Q and dO tiles with their terms
+      for (WorkList work = keyWorkList(a, rows); work.more(); work.advance()) {
+        const KeyWork x = keyWork<rows>(a, work);
+        for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h) {
+          const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
           for (int index = x.firstTile; index <= x.lastTile; ++index, at.advance()) {
-            const int first = index * kSumTile - offset;
+            const int64_t keyTile = bh * a.keys.tiles() + index - a.keys.first / kSumTile;
+            const uint64_t resets = a.sums.resets ? a.sums.resets[keyTile] : 0;
             barrierWait(block.freed(at.slot), at.phase ^ 1);
-            barrierExpect(block.landed(at.slot), 2 * head * 128);
-            copyTensor<head>(block.streamedTile(at.slot, 0), mapQ, first, h, x.b, block.landed(at.slot));
-            copyTensor<head>(block.streamedTile(at.slot, 1), mapDo, first, h, x.b, block.landed(at.slot));
+            HopperQueryTerms& terms = block.terms[at.slot];
+            const uint32_t landed = block.landed(at.slot);
+            terms.resets = resets;
+            barrierExpect(landed, 2 * head * 128 + (a.sums.prefix ? 4 : 3) * kSumTile * 4);
+            copyTensor<head>(block.streamedTile(at.slot, 0), mapQ, index * kSumTile - offset, h, x.b, landed);
+            copyTensor<head>(block.streamedTile(at.slot, 1), mapDo, index * kSumTile - offset, h, x.b, landed);
+            const int64_t row = bh * a.queries.length + index * kSumTile - a.queries.first;
+            copyFloatsBulk<kSumTile>(terms.lse, a.rowLse + row, landed);
+            copyFloatsBulk<kSumTile>(terms.decayedLse, a.rowDecayedLse + row, landed);
+            copyFloatsBulk<kSumTile>(terms.delta, a.rowDelta + row, landed);
+            if (a.sums.prefix) copyFloatsBulk<kSumTile>(terms.prefix, a.sums.prefix + keyTile * kSumTile, landed);
           }
+        }
       }
-    } else if (warp == 1) {  // their terms
-      for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        const KeyWork x = keyWork<rows>(a, item, tiles);
-        for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h)
-          for (int index = x.firstTile; index <= x.lastTile; ++index, at.advance()) {
-            const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
-            const int64_t from = bh * a.queries.length + index * kSumTile - a.queries.first + 2 * lane;
-            const float2 lse = *reinterpret_cast<const float2*>(a.rowLse + from);
-            const float2 decayedLse = *reinterpret_cast<const float2*>(a.rowDecayedLse + from);
-            const float2 delta = *reinterpret_cast<const float2*>(a.rowDelta + from);
-            float2 prefix = make_float2(0.f, 0.f);
-            uint64_t resets = 0;
-            if (a.sums.prefix) {
-              const int64_t tile = index - a.keys.first / kSumTile;
-              prefix = *reinterpret_cast<const float2*>(a.sums.prefix + bh * a.keys.length + tile * kSumTile + 2 * lane);
-              resets = a.sums.resets[bh * a.keys.tiles() + tile];
-            }
-            barrierWait(block.freed(at.slot), at.phase ^ 1);
-            HopperQueryTerms& to = block.terms[at.slot];
-            *reinterpret_cast<float2*>(to.lse + 2 * lane) = make_float2(-lse.x * rawPerLog2, -lse.y * rawPerLog2);
-            *reinterpret_cast<float2*>(to.decayedLse + 2 * lane) =
-                make_float2(-decayedLse.x * rawPerLog2, -decayedLse.y * rawPerLog2);
-            *reinterpret_cast<float2*>(to.delta + 2 * lane) = make_float2(-delta.x, -delta.y);
-            *reinterpret_cast<float2*>(to.prefix + 2 * lane) = prefix;
-            if (lane == 31) {
-              to.resets = resets;
-              to.total = resets ? infinity<float>() : prefix.y;
-            }
-            __syncwarp();
-            if (lane == 0) barrierArrive(block.ready(at.slot));
-          }
-      }
-    } else if (warp == 2 && lane == 0) {  // K and V
+    } else if (warp == 1 && lane == 0) {  // K and V
       uint32_t phases = 0;
-      for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        const KeyWork x = keyWork<rows>(a, item, tiles);
+      for (WorkList work = keyWorkList(a, rows); work.more(); work.advance()) {
+        const KeyWork x = keyWork<rows>(a, work);
         for (int group = 0; group < Size::consumers; ++group) {
           const int first = x.origin + group * kSumTile;
           int ownFirst, ownLast;
@@ -293,10 +286,22 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
   float s[8][4], dp[8][4], dk[head / 8][4], dv[head / 8][4];
   uint32_t weights[4][4];
   Ring<Size::stages> at;
-  uint32_t keyPhase = 0;
 
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const KeyWork x = keyWork<rows>(a, item, tiles);
+  // In shared memory: the accumulators need the registers.
+  struct Parked {
+    WorkList work;
+    uint32_t keyPhase;
+  };
+  static_assert(sizeof(Parked) <= 64, "");
+  Parked& parked = *static_cast<Parked*>(block.warpSpace(warp - 4));
+  WorkList& work = parked.work;
+  if (lane == 0) {
+    work = keyWorkList(a, rows);
+    parked.keyPhase = 0;
+  }
+  __syncwarp();
+  while (work.more()) {
+    const KeyWork x = keyWork<rows>(a, work);
     const int first = x.origin + group * kSumTile, tile = first / kSumTile;
     int ownFirst, ownLast;
     tilesThatSee(a, first, kSumTile, ownFirst, ownLast);
@@ -312,11 +317,15 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     for (int n = 0; n < head / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) dk[n][e] = dv[n][e] = 0.f;
-    uint64_t bits = ~0ull;
-    if (busy) {
-      if (a.keyBits) bits = a.keyBits[x.b * a.keys.tiles() + tile - a.keys.first / kSumTile];
-      barrierWait(block.kept(group), keyPhase);
-      keyPhase ^= 1;
+    const auto keyBits = [&] {
+      return a.keyBits ? a.keyBits[work.b * a.keys.tiles() + tile - a.keys.first / kSumTile] : ~0ull;
+    };
+    // K and V, once; meanwhile the first head's terms are on their way.
+    const auto waitKeys = [&] {
+      barrierWait(block.kept(group), parked.keyPhase);
+      __syncwarp();
+      if (lane == 0) parked.keyPhase ^= 1;
+      const uint64_t bits = keyBits();
       if (bits != ~0ull) {
         zeroRows<head>(sharedK, bits | ~(0xffffull << (16 * warpInGroup)), lane);
         asyncProxyFence();
@@ -327,11 +336,12 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         loadRows<head>(values, sharedV, warpInGroup, lane);
         releaseKeys();
       }
-    }
+    };
 
-    for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h) {
-      const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
-      int index = x.firstTile;
+    for (int member = 0; member < a.group; ++member) {
+      const auto bhOf = [&] { return static_cast<int64_t>(work.b) * a.H + work.h * a.group + member; };
+      const int64_t bh = bhOf();
+      int index = keyWork<rows>(a, work).firstTile;
       const auto skipTo = [&](int end) {
         for (; index < end; ++index, at.advance()) {
           barrierWait(block.landed(at.slot), at.phase);
@@ -339,56 +349,58 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         }
       };
       if (!busy) {
-        skipTo(x.lastTile + 1);
+        skipTo(keyWork<rows>(a, work).lastTile + 1);
         continue;
       }
-      // Of each key: the decay to its tile's end (infinity if it is masked), column sum; of the warp: sums at boundaries.
-      float suffix[2], columnSum[2] = {0.f, 0.f}, between = 0.f;
-      const int64_t keyAt = bh * a.keys.length + first + row - a.keys.first;
+      // Of each key: the decay to the start of the query tile (infinity if it is masked), column sum.
+      float decay[2], columnSum[2] = {0.f, 0.f};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        suffix[i] = a.sums.suffix ? a.sums.suffix[keyAt + 8 * i] : 0.f;
-        if (!((bits >> (row + 8 * i)) & 1)) suffix[i] = infinity<float>();
+        decay[i] = a.sums.suffix ? a.sums.suffix[bh * a.keys.length + first + row + 8 * i - a.keys.first] : 0.f;
+        if (!((keyBits() >> (row + 8 * i)) & 1)) decay[i] = infinity<float>();
       }
       if (a.sums.prefix && ownFirst > tile + 1) {  // chunks whose queries start beyond: the tiles between
+        float between = 0.f;
         for (int i = tile + 1 + lane; i < ownFirst; i += 32) {
           const int64_t at64 = bh * a.keys.tiles() + i - a.keys.first / kSumTile;
           between += a.sums.resets[at64] ? infinity<float>() : a.sums.prefix[at64 * kSumTile + kSumTile - 1];
         }
         between = warpSum(between);
+        decay[0] += between;
+        decay[1] += between;
       }
-      int boundarySlot = 0, nextBoundary = 0;
-      float* warpSums = nullptr;
-      if (a.columnSums) {
-        const int warpFirst = first + 16 * warpInGroup;
-        nextBoundary = (warpFirst / a.boundary + 1) * a.boundary;
-        warpSums = a.warpSums + (bh * (a.keys.length / 16) + (warpFirst - a.keys.first) / 16) * (a.boundarySlots + 1);
-      }
+      // Of the warp: the sum of its columns before each boundary that its queries cross.
+      int nextBoundary = INT_MAX;
+      if (a.columnSums) nextBoundary = (first / a.boundary + 1) * a.boundary;  // a tile has no boundary inside
+      const auto putWarpSum = [&](float sum, bool last) {
+        float* const to = a.warpSums + (bhOf() * (a.keys.length / kHopperWarpRows) +
+                                        (first - a.keys.first) / kHopperWarpRows + warpInGroup) *
+                                           (a.boundarySlots + 1);
+        int slot = nextBoundary / a.boundary - first / a.boundary - 1;
+        for (; last ? slot <= a.boundarySlots : slot < a.boundarySlots && nextBoundary <= index * kSumTile;
+             ++slot, nextBoundary += a.boundary)
+          if (lane == 0) to[slot] = sum;
+      };
 
       skipTo(ownFirst);
-      const auto waitTile = [&] {
-        barrierWait(block.landed(at.slot), at.phase);
-        barrierWait(block.ready(at.slot), at.phase);
-      };
+      if (member == 0) waitKeys();
+      const auto waitTile = [&] { barrierWait(block.landed(at.slot), at.phase); };
       // Products of the tile at `at`, with dk of the tile before between them: s is needed first.
-      const auto multiply = [&](auto&& between2) {
-        const HopperQueryTerms& terms = block.terms[at.slot];
-        startColumns(s, index == tile ? terms.lse : terms.decayedLse, t);
-        startColumns(dp, terms.delta, t);
+      const auto multiply = [&](auto&& multiplyBetween) {
         wgmmaFence();
         const uint64_t tileQ = descriptor(block.streamedTile(at.slot, 0));
         const uint64_t tileDo = descriptor(block.streamedTile(at.slot, 1));
         if constexpr (Size::inRegisters)
-          multiplyTiles<T, head>(s, keys, tileQ, 1);
+          multiplyTiles<T, head>(s, keys, tileQ);
         else
-          multiplyTiles<T, head>(s, descriptor(sharedK), tileQ, 1);
+          multiplyTiles<T, head>(s, descriptor(sharedK), tileQ);
         wgmmaCommit();
-        between2();
+        multiplyBetween();
         wgmmaCommit();
         if constexpr (Size::inRegisters)
-          multiplyTiles<T, head>(dp, values, tileDo, 1);
+          multiplyTiles<T, head>(dp, values, tileDo);
         else
-          multiplyTiles<T, head>(dp, descriptor(sharedV), tileDo, 1);
+          multiplyTiles<T, head>(dp, descriptor(sharedV), tileDo);
         wgmmaCommit();
       };
       int slot = 0;
@@ -409,7 +421,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
             const int key = row + 8 * i;
             uint64_t visible = bitsFrom(key) & bitsBelow(key + a.window);
             if (a.sums.prefix) {
-              const float own = terms.prefix[key];
+              const float own = terms.prefix[key], rawPerLog2 = 1.f / a.scaleLog2;
 #pragma unroll
               for (int n = 0; n < 8; ++n) {
                 const float2 y = *reinterpret_cast<const float2*>(terms.prefix + 8 * n + 2 * t);
@@ -419,43 +431,47 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
               const uint64_t resets = terms.resets & ~bitsThrough(key);
               if (resets) visible &= bitsBelow(__ffsll(resets) - 1);
             }
-            hideColumns(s, i, (bits >> key) & 1 ? visible : 0, t);
+            hideColumns(s, i, (keyBits() >> key) & 1 ? visible : 0, t);
           }
         } else if (first <= index * kSumTile + kSumTile - 1 - a.window) {  // the window of the first key ends here
 #pragma unroll
           for (int i = 0; i < 2; ++i)
             hideColumns(s, i, bitsBelow(first + row + 8 * i - index * kSumTile + a.window), t);
         }
-        const float bias[2] = {diagonal ? 0.f : suffix[0] + between, diagonal ? 0.f : suffix[1] + between};
+        const float bias[2] = {diagonal ? 0.f : decay[0], diagonal ? 0.f : decay[1]};
+        const float* const lse = (diagonal ? terms.lse : terms.decayedLse) + 2 * t;
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
+        for (int n = 0; n < 8; ++n) {
+          const float2 y = *reinterpret_cast<const float2*>(lse + 8 * n);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -bias[e / 2]));
-        if (!diagonal) between += terms.total;
+          for (int e = 0; e < 4; ++e)
+            s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -(e % 2 ? y.y : y.x)) - bias[e / 2]);
+        }
+        if (!diagonal && a.sums.prefix) {
+          const float total = terms.resets ? infinity<float>() : terms.prefix[kSumTile - 1];
+          decay[0] += total;
+          decay[1] += total;
+        }
         wgmmaWait<1>();  // dk of the tile before
         if (index != ownFirst) release(slot);
         packWeights<T>(weights, s);
         wgmmaFence();
         multiplyWeights<T>(dv, weights, descriptor(block.streamedTile(at.slot, 1)));
         wgmmaCommit();
-        if (warpSums && nextBoundary <= index * kSumTile) {
-          // What the warp's columns have summed before each boundary; the rest straddles it.
-          const float sum = warpSum(columnSum[0] + columnSum[1]);
-          for (; boundarySlot < a.boundarySlots && nextBoundary <= index * kSumTile; ++boundarySlot) {
-            if (lane == 0) warpSums[boundarySlot] = sum;
-            nextBoundary += a.boundary;
-          }
-        }
+        // What the warp's columns have summed before each boundary; the rest straddles it.
+        if (nextBoundary <= index * kSumTile) putWarpSum(warpSum(columnSum[0] + columnSum[1]), false);
         wgmmaWait<1>();
         hold(dp);
-        if (!Size::inRegisters && index == ownLast && h == (x.kvHead + 1) * a.group - 1) releaseKeys();
+        if (!Size::inRegisters && index == ownLast && member == a.group - 1) releaseKeys();
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
+        for (int n = 0; n < 8; ++n) {
+          const float2 y = *reinterpret_cast<const float2*>(terms.delta + 8 * n + 2 * t);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            dp[n][e] *= s[n][e];
+            dp[n][e] = s[n][e] * (dp[n][e] - (e % 2 ? y.y : y.x));
             columnSum[e / 2] += dp[n][e];
           }
+        }
         wgmmaWait<0>();
         packWeights<T>(weights, dp);
         slot = at.slot;
@@ -469,26 +485,28 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       wgmmaCommit();
       wgmmaWait<0>();
       release(slot);
-      if (warpSums) {
-        const float sum = warpSum(columnSum[0] + columnSum[1]);
-        if (lane == 0)
-          for (; boundarySlot <= a.boundarySlots; ++boundarySlot) warpSums[boundarySlot] = sum;
+      if (a.columnSums) {
+        putWarpSum(warpSum(columnSum[0] + columnSum[1]), true);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float column = quadSum(columnSum[i]);
-          if (t == 0) a.columnSums[keyAt + 8 * i] = column;
+          if (t == 0) a.columnSums[bhOf() * a.keys.length + first + row + 8 * i - a.keys.first] = column;
         }
       }
-      skipTo(x.lastTile + 1);
+      skipTo(keyWork<rows>(a, work).lastTile + 1);
     }
 
     hold(dk);
     hold(dv);
-    T* const outK = a.dk.data + x.b * a.dk.batch + x.kvHead * a.dk.head;
-    T* const outV = a.dv.data + x.b * a.dv.batch + x.kvHead * a.dv.head;
+    T* const outK = a.dk.data + work.b * a.dk.batch + work.h * a.dk.head;
+    T* const outV = a.dv.data + work.b * a.dv.batch + work.h * a.dv.head;
+    const int64_t key0 = work.tile * rows + group * kSumTile + row;
+    __syncwarp();
+    if (lane == 0) work.advance();
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t key = first + row + 8 * i;
+      const int64_t key = key0 + 8 * i;
       writeRow<T>(dk, i, a.scale, outK + key * a.dk.row, key < a.M, a.dk, t);
       writeRow<T>(dv, i, 1.f, outV + key * a.dv.row, key < a.M, a.dv, t);
     }
@@ -515,12 +533,10 @@ cudaError_t launchBackwardHopperHead(const AttentionArgs<T>& a, int multiprocess
   const int64_t queryItems = a.batch * a.H * divUp(a.M - a.queries.first, DqSize::rows);
   const int64_t keyItems = a.batch * kvHeads * divUp(a.M, DkdvSize::rows);
   const auto grid = [&](int64_t items) { return static_cast<unsigned>(std::min<int64_t>(items, multiprocessors)); };
-  dqKernel<<<grid(queryItems), DqSize::threads, DqSize::shared, stream>>>(a, q, dO, k, v,
-                                                                           static_cast<int>(queryItems));
+  dqKernel<<<grid(queryItems), DqSize::threads, DqSize::shared, stream>>>(a, q, dO, k, v);
   e = lastLaunch();
   if (e != cudaSuccess) return e;
-  dkdvKernel<<<grid(keyItems), DkdvSize::threads, DkdvSize::shared, stream>>>(a, q, dO, k, v,
-                                                                               static_cast<int>(keyItems));
+  dkdvKernel<<<grid(keyItems), DkdvSize::threads, DkdvSize::shared, stream>>>(a, q, dO, k, v);
   return lastLaunch();
 }
 

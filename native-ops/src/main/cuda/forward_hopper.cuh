@@ -13,29 +13,30 @@ namespace gatedfwa::cuda {
 template <typename T, int head>
 __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     forwardHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
-                        const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV, int items) {
+                        const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::Forward, head>;
   constexpr int rows = Size::rows;
+  constexpr bool prefetch = head == 64;  // terms of the next tile in registers
   constexpr float kRescaleSlack = 8.f;  // rescale only when the maximum grew by more than 2^8
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
   static_assert(sizeof(HopperKeyTerms) == Size::termBytes, "");
-  block.initialise();
+  block.initialise(keyTileArrivals(a));
 
-  const int warp = warpIndex(), lane = threadIdx.x % 32, tiles = queryTiles<rows>(a), offset = a.M - a.N;
-  const bool hasTerms = a.sums.suffix || a.keyBits;
+  const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
+  const bool hasTerms = hasKeyTerms(a);
   const float rawPerLog2 = 1.f / a.scaleLog2;
 
   if (warp < 4) {
     lowerRegisters<Size::producerRegisters>();
     const Ring<Size::stages> at;
     if (warp == 0 && lane == 0) {
-      produceKeys<head, rows>(a, block, at, items, mapK, mapV);
-    } else if (warp == 1 && hasTerms) {
-      produceKeyTerms<head, rows>(a, block, at, items, rawPerLog2);
-    } else if (warp == 2 && lane == 0) {
-      produceQueries<head, rows>(a, block, items, mapQ, nullptr);
+      produceKeys<head, rows>(a, block, at, mapK, mapV);
+    } else if (warp == 1 && lane == 0) {
+      produceQueries<head, rows>(a, block, mapQ, nullptr);
+    } else if (warp >= 2 && hasTerms) {
+      produceKeyTerms<head, rows>(a, block, at, warp - 2, rawPerLog2);
     }
     return;
   }
@@ -50,8 +51,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
   Ring<Size::stages> at;
   uint32_t queryPhase = 0;
 
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const QueryWork x = queryWork<rows>(a, item, tiles);
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+    const QueryWork x(a, work, rows);
     const int first = x.origin + group * kSumTile, tile = first / kSumTile;
     const bool live = first < a.M && first + kSumTile > offset;
     const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
@@ -92,18 +93,17 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) o[n][e] = 0.f;
 
-    const auto waitTile = [&] {
+    // The next tile and its terms; asked for early, so that their latency is hidden.
+    [[maybe_unused]] float term[8][2];
+    float total = 0.f;
+    const auto fetch = [&] {
       barrierWait(block.landed(at.slot), at.phase);
-      if (hasTerms) barrierWait(block.ready(at.slot), at.phase);
+      if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
+      if (!hasTerms) return;
+      if constexpr (prefetch) loadColumns(term, block.terms[at.slot].term, t);
+      total = block.terms[at.slot].total;
     };
-    const auto multiplyKeys = [&](int accumulate) {
-      const uint64_t tileK = descriptor(block.streamedTile(at.slot, 0));
-      if constexpr (Size::inRegisters)
-        multiplyTiles<T, head>(s, queries, tileK, accumulate);
-      else
-        multiplyTiles<T, head>(s, tileQ, tileK, accumulate);
-      wgmmaCommit();
-    };
+    const auto keyTile = [&] { return descriptor(block.streamedTile(at.slot, 0)); };
     const auto multiplyValues = [&](int slot) {
       multiplyWeights<T>(o, weights, descriptor(block.streamedTile(slot, 1)));
       wgmmaCommit();
@@ -147,14 +147,21 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     };
 
     // The tile of the rows themselves.
-    waitTile();
+    fetch();
     wgmmaFence();
-    multiplyKeys(0);
+    if constexpr (Size::inRegisters)
+      multiplyTiles<T, head>(s, queries, keyTile());
+    else
+      multiplyTiles<T, head>(s, tileQ, keyTile());
+    wgmmaCommit();
     wgmmaWait<0>();
     hold(s);
     if (!Size::inRegisters && index == oldest) releaseQueries();
+    int slot = at.slot;
+    at.advance();
+    if (index > oldest) fetch();
     {
-      const HopperKeyTerms* const terms = hasTerms ? &block.terms[at.slot] : nullptr;
+      const HopperKeyTerms* const terms = hasTerms ? &block.terms[slot] : nullptr;
       finishDiagonal(s, terms, row, t, a.window, rawPerLog2);
       if (terms) {
 #pragma unroll
@@ -165,22 +172,29 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       exponentiate(bias, factor);
     }
     packWeights<T>(weights, s);
-    int slot = at.slot;
-    at.advance();
 
-    for (--index; index >= oldest; --index, at.advance()) {
-      waitTile();
-      float total = 0.f;
+    for (--index; index >= oldest; --index) {
       if (hasTerms) {
-        startColumns(s, block.terms[at.slot].term, t);
-        total = block.terms[at.slot].total;
+        if constexpr (prefetch)
+          startColumns(s, term);
+        else
+          startColumns(s, block.terms[at.slot].term, t);
       }
+      const float tileTotal = total;
       wgmmaFence();
-      multiplyKeys(hasTerms);
+      if constexpr (Size::inRegisters)
+        addTiles<T, head>(s, queries, keyTile(), hasTerms);
+      else
+        addTiles<T, head>(s, tileQ, keyTile(), hasTerms);
+      wgmmaCommit();
       multiplyValues(slot);
+      const int done = slot;
+      slot = at.slot;
+      at.advance();
       wgmmaWait<1>();
       hold(s);
       if (!Size::inRegisters && index == oldest) releaseQueries();
+      if (index > oldest) fetch();
       if (index * kSumTile <= first + kSumTile - 1 - a.window) {  // the window's left edge runs through the tile
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -188,10 +202,10 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       }
       float bias[2] = {rowPrefix[0] + between, rowPrefix[1] + between}, factor[2] = {1.f, 1.f};
       const bool grew = exponentiate(bias, factor);
-      between += total;
+      between += tileTotal;
       wgmmaWait<0>();
       hold(o);
-      release(slot);
+      release(done);
       if (grew) {
 #pragma unroll
         for (int n = 0; n < head / 8; ++n)
@@ -199,7 +213,6 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
           for (int e = 0; e < 4; ++e) o[n][e] *= factor[e / 2];
       }
       packWeights<T>(weights, s);
-      slot = at.slot;
     }
     wgmmaFence();
     multiplyValues(slot);
@@ -236,7 +249,7 @@ cudaError_t launchForwardHopperHead(const AttentionArgs<T>& a, int multiprocesso
   if (e != cudaSuccess) return e;
   const int64_t items = a.batch * a.H * divUp(a.M - a.queries.first, Size::rows);
   kernel<<<static_cast<unsigned>(std::min<int64_t>(items, multiprocessors)), Size::threads, Size::shared, stream>>>(
-      a, q, k, v, static_cast<int>(items));
+      a, q, k, v);
   return lastLaunch();
 }
 

@@ -93,6 +93,16 @@ __device__ __forceinline__ void copyTensor(uint32_t tile, const CUtensorMap& map
         : "memory");
 }
 
+/// Starts the copy of `count` floats (16-byte aligned); `barrier` counts its bytes.
+template <int count>
+__device__ __forceinline__ void copyFloatsBulk(const float* shared, const float* global, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+          sharedAddress(shared)),
+      "l"(global), "n"(count * 4), "r"(barrier)
+      : "memory");
+}
+
 // ---- registers
 
 template <int count>
@@ -141,6 +151,10 @@ __device__ __forceinline__ uint64_t rowStep(uint64_t descriptor, int d) { return
 #define GATEDFWA_C32(c, n)                                                                            \
   GATEDFWA_C4(c, n), GATEDFWA_C4(c, n + 1), GATEDFWA_C4(c, n + 2), GATEDFWA_C4(c, n + 3),             \
       GATEDFWA_C4(c, n + 4), GATEDFWA_C4(c, n + 5), GATEDFWA_C4(c, n + 6), GATEDFWA_C4(c, n + 7)
+#define GATEDFWA_D4(c, n) "=f"(c[n][0]), "=f"(c[n][1]), "=f"(c[n][2]), "=f"(c[n][3])
+#define GATEDFWA_D32(c)                                                                       \
+  GATEDFWA_D4(c, 0), GATEDFWA_D4(c, 1), GATEDFWA_D4(c, 2), GATEDFWA_D4(c, 3),                 \
+      GATEDFWA_D4(c, 4), GATEDFWA_D4(c, 5), GATEDFWA_D4(c, 6), GATEDFWA_D4(c, 7)
 #define GATEDFWA_R32                                                                                       \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
   "%28,%29,%30,%31"
@@ -154,6 +168,17 @@ __device__ __forceinline__ uint64_t rowStep(uint64_t descriptor, int d) { return
                "." type " {" GATEDFWA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                     \
                : GATEDFWA_C32(c, 0)                                                                              \
                : "l"(a), "l"(b), "r"(accumulate))
+// c = a b: what c held before is dead.
+#define GATEDFWA_WGMMA_SHARED_START(type)                                                                        \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type        \
+               "." type " {" GATEDFWA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                     \
+               : GATEDFWA_D32(c)                                                                                 \
+               : "l"(a), "l"(b))
+#define GATEDFWA_WGMMA_REGISTERS_START(type)                                                                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type        \
+               "." type " {" GATEDFWA_R32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n"                          \
+               : GATEDFWA_D32(c)                                                                                 \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 // The same with a from registers and b K-major (trans 0) or N-major (trans 1).
 #define GATEDFWA_WGMMA_REGISTERS(type, trans)                                                                    \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type      \
@@ -181,6 +206,21 @@ __device__ __forceinline__ void wgmmaScores(float (&c)[8][4], const uint32_t (&a
   else
     GATEDFWA_WGMMA_REGISTERS("bf16", "0");
 }
+/// c = a b.
+template <typename T>
+__device__ __forceinline__ void wgmmaStart(float (&c)[8][4], uint64_t a, uint64_t b) {
+  if constexpr (std::is_same<T, __half>::value)
+    GATEDFWA_WGMMA_SHARED_START("f16");
+  else
+    GATEDFWA_WGMMA_SHARED_START("bf16");
+}
+template <typename T>
+__device__ __forceinline__ void wgmmaStart(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (std::is_same<T, __half>::value)
+    GATEDFWA_WGMMA_REGISTERS_START("f16");
+  else
+    GATEDFWA_WGMMA_REGISTERS_START("bf16");
+}
 /// c += a b with a = 64 x 16 weights, b N-major.
 template <typename T>
 __device__ __forceinline__ void wgmmaValues(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
@@ -198,16 +238,29 @@ __device__ __forceinline__ void wgmmaValues(float (&c)[16][4], const uint32_t (&
     GATEDFWA_WGMMA_REGISTERS_WIDE("bf16");
 }
 
-/// c (64 x 64) = [c +] x y^T over the whole head, x and y tiles.
+/// c (64 x 64) = x y^T over the whole head, x and y tiles.
 template <typename T, int head>
-__device__ __forceinline__ void multiplyTiles(float (&c)[8][4], uint64_t x, uint64_t y, int accumulate) {
+__device__ __forceinline__ void multiplyTiles(float (&c)[8][4], uint64_t x, uint64_t y) {
+  wgmmaStart<T>(c, x, y);
 #pragma unroll
-  for (int d = 0; d < head / 16; ++d) wgmmaScores<T>(c, depthStep(x, d), depthStep(y, d), d > 0 ? 1 : accumulate);
+  for (int d = 1; d < head / 16; ++d) wgmmaScores<T>(c, depthStep(x, d), depthStep(y, d), 1);
 }
 /// The same, x in registers.
 template <typename T, int head>
-__device__ __forceinline__ void multiplyTiles(float (&c)[8][4], const uint32_t (&x)[head / 16][4], uint64_t y,
-                                              int accumulate) {
+__device__ __forceinline__ void multiplyTiles(float (&c)[8][4], const uint32_t (&x)[head / 16][4], uint64_t y) {
+  wgmmaStart<T>(c, x[0], y);
+#pragma unroll
+  for (int d = 1; d < head / 16; ++d) wgmmaScores<T>(c, x[d], depthStep(y, d), 1);
+}
+/// c += x y^T where `accumulate` is not 0, else c = x y^T.
+template <typename T, int head>
+__device__ __forceinline__ void addTiles(float (&c)[8][4], uint64_t x, uint64_t y, int accumulate) {
+#pragma unroll
+  for (int d = 0; d < head / 16; ++d) wgmmaScores<T>(c, depthStep(x, d), depthStep(y, d), d > 0 ? 1 : accumulate);
+}
+template <typename T, int head>
+__device__ __forceinline__ void addTiles(float (&c)[8][4], const uint32_t (&x)[head / 16][4], uint64_t y,
+                                         int accumulate) {
 #pragma unroll
   for (int d = 0; d < head / 16; ++d) wgmmaScores<T>(c, x[d], depthStep(y, d), d > 0 ? 1 : accumulate);
 }
@@ -246,6 +299,21 @@ __device__ __forceinline__ void startColumns(float (&s)[8][4], const float* term
   }
   hold(s);  // written here, not between products
 }
+__device__ __forceinline__ void loadColumns(float (&term)[8][2], const float* terms, int t) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const float2 x = *reinterpret_cast<const float2*>(terms + 8 * n + 2 * t);
+    term[n][0] = x.x;
+    term[n][1] = x.y;
+  }
+}
+__device__ __forceinline__ void startColumns(float (&s)[8][4], const float (&term)[8][2]) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[n][e] = term[n][e % 2];
+  hold(s);
+}
 /// Hides the columns of row half `i` whose bit is not set.
 __device__ __forceinline__ void hideColumns(float (&s)[8][4], int i, uint64_t visible, int t) {
   const uint64_t bits = visible >> (2 * t);
@@ -275,10 +343,11 @@ struct Ring {
       phase ^= 1;
     }
   }
+  __device__ __forceinline__ int previousSlot() const { return slot == 0 ? stages - 1 : slot - 1; }
 };
 
 /// Shared memory of a block: each consumer group's stationary tiles, the ring (two tiles a stage), a stage's terms, the
-/// barriers.
+/// barriers, and 64 bytes a consumer warp.
 template <typename Size, typename Terms>
 struct HopperBlock {
   uint32_t stationary, ring, barriers;
@@ -290,13 +359,16 @@ struct HopperBlock {
         barriers(ring + Size::stages * (2 * Size::tileBytes + static_cast<int>(sizeof(Terms)))),
         terms(reinterpret_cast<Terms*>(shared + Size::consumers * Size::stationaryTiles * Size::tileBytes +
                                        Size::stages * 2 * Size::tileBytes)) {}
+  __device__ __forceinline__ void* warpSpace(int consumerWarp) const {
+    return reinterpret_cast<char*>(terms + Size::stages) + 8 * Size::barriers + 64 * consumerWarp;
+  }
   __device__ __forceinline__ uint32_t stationaryTile(int group, int i) const {
     return stationary + (group * Size::stationaryTiles + i) * Size::tileBytes;
   }
   __device__ __forceinline__ uint32_t streamedTile(int slot, int i) const {
     return ring + (2 * slot + i) * Size::tileBytes;
   }
-  /// The copies of a stage are there; its terms are; every consumer warp is done with it.
+  /// The copies of a stage are there; its masked rows are zeroed; every consumer warp is done with it.
   __device__ __forceinline__ uint32_t landed(int slot) const { return barriers + 8 * slot; }
   __device__ __forceinline__ uint32_t ready(int slot) const { return barriers + 8 * (Size::stages + slot); }
   __device__ __forceinline__ uint32_t freed(int slot) const { return barriers + 8 * (2 * Size::stages + slot); }
@@ -305,10 +377,11 @@ struct HopperBlock {
   __device__ __forceinline__ uint32_t released(int group) const {
     return barriers + 8 * (3 * Size::stages + Size::consumers + group);
   }
-  __device__ __forceinline__ void initialise() const {
+  /// `landedArrivals`: 2 if the terms of a stage count as part of its copies, else 1.
+  __device__ __forceinline__ void initialise(int landedArrivals) const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Size::stages; ++i) {
-        barrierInit(landed(i), 1);
+        barrierInit(landed(i), landedArrivals);
         barrierInit(ready(i), 1);
         barrierInit(freed(i), 4 * Size::consumers);
       }
@@ -337,41 +410,67 @@ __device__ __forceinline__ void zeroRows(uint32_t tiles, uint64_t real, int lane
 
 /// What a query-stationary block needs of a streamed key tile besides K and V.
 struct alignas(16) HopperKeyTerms {
-  float term[kSumTile];    ///< -suffix / scale (raw score units), -infinity where the key is masked
+  float term[kSumTile];    ///< -suffix in the kernel's units, -infinity where the key is masked
   float prefix[kSumTile];  ///< log2 units
   uint64_t bits, resets;
   float total;  ///< infinity if there is a reset
 };
 
-/// The query tiles of one block of a query-stationary kernel, and the key tiles that any of their rows sees.
+/// The work of a block: every gridDim.x-th of batch x heads x tiles, from blockIdx.x on.
+struct WorkList {
+  int b, h, tile, batch, heads, tiles, stepB, stepH, stepTile;
+
+  __device__ __forceinline__ WorkList(int64_t batches, int headCount, int tileCount)
+      : batch(static_cast<int>(batches)), heads(headCount), tiles(tileCount) {
+    const int first = blockIdx.x, step = gridDim.x;
+    tile = first % tiles;
+    h = first / tiles % heads;
+    b = first / tiles / heads;
+    stepTile = step % tiles;
+    stepH = step / tiles % heads;
+    stepB = step / tiles / heads;
+  }
+  __device__ __forceinline__ bool more() const { return b < batch; }
+  __device__ __forceinline__ void advance() {
+    tile += stepTile;
+    h += stepH;
+    b += stepB;
+    if (tile >= tiles) {
+      tile -= tiles;
+      ++h;
+    }
+    if (h >= heads) {
+      h -= heads;
+      ++b;
+    }
+  }
+};
+
+/// `rows` queries of one head, and the key tiles that any of them sees.
 struct QueryWork {
   int64_t bh;
   int b, h, origin, newest, oldest;
+
+  template <typename T>
+  __device__ __forceinline__ QueryWork(const AttentionArgs<T>& a, const WorkList& at, int rows)
+      : bh(static_cast<int64_t>(at.b) * a.H + at.h),
+        b(at.b),
+        h(at.h),
+        origin(static_cast<int>(a.queries.first) + at.tile * rows),
+        newest((min(origin + rows, a.M) - 1) / kSumTile),
+        oldest(max(0, max(origin, a.M - a.N) - a.window + 1) / kSumTile) {}
 };
-template <int rows, typename T>
-__device__ __forceinline__ int queryTiles(const AttentionArgs<T>& a) {
-  return static_cast<int>((a.M - a.queries.first + rows - 1) / rows);
-}
-template <int rows, typename T>
-__device__ __forceinline__ QueryWork queryWork(const AttentionArgs<T>& a, int item, int tiles) {
-  QueryWork x;
-  const int bh = item / tiles, offset = a.M - a.N;
-  x.bh = bh;
-  x.b = bh / a.H;
-  x.h = bh % a.H;
-  x.origin = static_cast<int>(a.queries.first) + (item - bh * tiles) * rows;
-  x.newest = (min(x.origin + rows, a.M) - 1) / kSumTile;
-  x.oldest = max(0, max(x.origin, offset) - a.window + 1) / kSumTile;
-  return x;
+template <typename T>
+__device__ __forceinline__ WorkList queryWorkList(const AttentionArgs<T>& a, int rows) {
+  return WorkList(a.batch, a.H, static_cast<int>((a.M - a.queries.first + rows - 1) / rows));
 }
 
 /// Producer thread of a query-stationary kernel: K and V tiles, newest first.
 template <int head, int rows, typename Block, int stages, typename T>
-__device__ __forceinline__ void produceKeys(const AttentionArgs<T>& a, const Block& block, Ring<stages> at, int items,
+__device__ __forceinline__ void produceKeys(const AttentionArgs<T>& a, const Block& block, Ring<stages> at,
                                             const CUtensorMap& mapK, const CUtensorMap& mapV) {
-  const int tiles = queryTiles<rows>(a);
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const QueryWork x = queryWork<rows>(a, item, tiles);
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+    const QueryWork x(a, work, rows);
     const int kvHead = x.h / a.group;
     for (int index = x.newest; index >= x.oldest; --index, at.advance()) {
       barrierWait(block.freed(at.slot), at.phase ^ 1);
@@ -384,13 +483,13 @@ __device__ __forceinline__ void produceKeys(const AttentionArgs<T>& a, const Blo
 
 /// Producer thread of a query-stationary kernel: each group's queries, and their dO if there is a map of it.
 template <int head, int rows, typename Block, typename T>
-__device__ __forceinline__ void produceQueries(const AttentionArgs<T>& a, const Block& block, int items,
-                                               const CUtensorMap& mapQ, const CUtensorMap* mapDo) {
-  const int tiles = queryTiles<rows>(a), offset = a.M - a.N;
+__device__ __forceinline__ void produceQueries(const AttentionArgs<T>& a, const Block& block, const CUtensorMap& mapQ,
+                                               const CUtensorMap* mapDo) {
+  const int offset = a.M - a.N;
   uint32_t phases = 0;  // a bit per group
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const QueryWork x = queryWork<rows>(a, item, tiles);
-    for (int group = 0; group < rows / kSumTile; ++group) {
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+    const QueryWork x(a, work, rows);
+    for (int group = rows / kSumTile - 1; group >= 0; --group) {  // the newest rows start, and end, first
       const int first = x.origin + group * kSumTile;
       if (first >= a.M || first + kSumTile <= offset) continue;
       barrierWait(block.released(group), (~phases >> group) & 1);
@@ -403,43 +502,91 @@ __device__ __forceinline__ void produceQueries(const AttentionArgs<T>& a, const 
   }
 }
 
-/// Producer warp of a query-stationary kernel: the terms of the key tiles; zeroes masked rows.
+/// Has a query-stationary kernel key terms? They arrive with the copies, unless rows must be zeroed in between.
+template <typename T>
+__device__ __forceinline__ bool hasKeyTerms(const AttentionArgs<T>& a) {
+  return a.sums.suffix || a.alpha || a.keyBits;
+}
+template <typename T>
+__device__ __forceinline__ int keyTileArrivals(const AttentionArgs<T>& a) {
+  return hasKeyTerms(a) && !a.keyBits ? 2 : 1;
+}
+
+/// Key terms are prepared by this many producer warps, in turn: to sum decays takes longer than to use them.
+constexpr int kTermWarps = 2;
+
+/// What a key tile's terms are made from.
+struct KeyTermsInput {
+  float2 suffix, prefix;  ///< or the decays themselves, in `prefix`
+  uint64_t bits, resets;
+
+  template <typename T>
+  __device__ __forceinline__ void load(const AttentionArgs<T>& a, const QueryWork& x, int index, int lane) {
+    const int64_t tile = index - a.keys.first / kSumTile;
+    bits = a.keyBits ? a.keyBits[x.b * a.keys.tiles() + tile] : ~0ull;
+    resets = 0;
+    suffix = prefix = make_float2(0.f, 0.f);
+    if (a.sums.suffix) {
+      const int64_t from = x.bh * a.keys.length + tile * kSumTile + 2 * lane;
+      suffix = *reinterpret_cast<const float2*>(a.sums.suffix + from);
+      prefix = *reinterpret_cast<const float2*>(a.sums.prefix + from);
+      resets = a.sums.resets[x.bh * a.keys.tiles() + tile];
+    } else if (a.alpha) {
+      const int j = index * kSumTile + 2 * lane;
+      const float* const alpha = a.alpha + x.b * a.alphaBatch + x.h * a.alphaHead + j * a.alphaRow;
+      if (j < a.M) prefix.x = alpha[0];
+      if (j + 1 < a.M) prefix.y = alpha[a.alphaRow];
+    }
+  }
+  template <typename T>
+  __device__ __forceinline__ void finish(const AttentionArgs<T>& a, int lane) {
+    if (!a.alpha) return;
+    const TileSums<float> sums = sumTile(prefix.x, prefix.y, lane);
+    suffix = make_float2(sums.suffix[0], sums.suffix[1]);
+    prefix = make_float2(sums.prefix[0], sums.prefix[1]);
+    resets = sums.resets;
+  }
+};
+
+/// Producer warp `part` of kTermWarps of a query-stationary kernel: the terms of the key tiles, suffixes times
+/// `unitsPerLog2`; zeroes masked rows.
 template <int head, int rows, typename Block, int stages, typename T>
 __device__ __forceinline__ void produceKeyTerms(const AttentionArgs<T>& a, const Block& block, Ring<stages> at,
-                                                int items, float rawPerLog2) {
-  const int tiles = queryTiles<rows>(a), lane = threadIdx.x % 32;
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const QueryWork x = queryWork<rows>(a, item, tiles);
-    for (int index = x.newest; index >= x.oldest; --index, at.advance()) {
-      const int64_t tile = index - a.keys.first / kSumTile;
-      uint64_t bits = ~0ull, resets = 0;
-      float2 suffix = make_float2(0.f, 0.f), prefix = suffix;
-      if (a.keyBits) bits = a.keyBits[x.b * a.keys.tiles() + tile];
-      if (a.sums.suffix) {
-        const int64_t from = x.bh * a.keys.length + tile * kSumTile + 2 * lane;
-        suffix = *reinterpret_cast<const float2*>(a.sums.suffix + from);
-        prefix = *reinterpret_cast<const float2*>(a.sums.prefix + from);
-        resets = a.sums.resets[x.bh * a.keys.tiles() + tile];
-      }
-      const float inf = infinity<float>();
+                                                int part, float unitsPerLog2) {
+  const int lane = threadIdx.x % 32;
+  int turn = 0;
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+    const QueryWork x(a, work, rows);
+    KeyTermsInput next;
+    int index = x.newest;
+    for (; index >= x.oldest && turn != part; --index, at.advance()) turn = (turn + 1) % kTermWarps;
+    if (index >= x.oldest) next.load(a, x, index, lane);
+    while (index >= x.oldest) {
+      KeyTermsInput from = next;
+      if (index - kTermWarps >= x.oldest) next.load(a, x, index - kTermWarps, lane);
+      from.finish(a, lane);
       barrierWait(block.freed(at.slot), at.phase ^ 1);
       HopperKeyTerms& to = block.terms[at.slot];
+      const float inf = infinity<float>();
       *reinterpret_cast<float2*>(to.term + 2 * lane) =
-          make_float2((bits >> (2 * lane)) & 1 ? -suffix.x * rawPerLog2 : -inf,
-                      (bits >> (2 * lane + 1)) & 1 ? -suffix.y * rawPerLog2 : -inf);
-      *reinterpret_cast<float2*>(to.prefix + 2 * lane) = prefix;
+          make_float2((from.bits >> (2 * lane)) & 1 ? -from.suffix.x * unitsPerLog2 : -inf,
+                      (from.bits >> (2 * lane + 1)) & 1 ? -from.suffix.y * unitsPerLog2 : -inf);
+      *reinterpret_cast<float2*>(to.prefix + 2 * lane) = from.prefix;
       if (lane == 31) {
-        to.bits = bits;
-        to.resets = resets;
-        to.total = resets ? inf : prefix.y;
+        to.bits = from.bits;
+        to.resets = from.resets;
+        to.total = from.resets ? inf : from.prefix.y;
       }
-      if (bits != ~0ull) {
+      if (from.bits != ~0ull) {
         barrierWait(block.landed(at.slot), at.phase);
-        zeroRows<head>(block.streamedTile(at.slot, 0), bits, lane);
+        zeroRows<head>(block.streamedTile(at.slot, 0), from.bits, lane);
         asyncProxyFence();
       }
       __syncwarp();
-      if (lane == 0) barrierArrive(block.ready(at.slot));
+      if (lane == 0) barrierArrive(a.keyBits ? block.ready(at.slot) : block.landed(at.slot));
+      for (turn = (part + 1) % kTermWarps, --index, at.advance(); index >= x.oldest && turn != part;
+           --index, at.advance())
+        turn = (turn + 1) % kTermWarps;
     }
   }
 }
@@ -474,33 +621,37 @@ __device__ __forceinline__ void finishDiagonal(float (&s)[8][4], const HopperKey
 template <typename T, int blocks>
 __device__ __forceinline__ void writeRow(const float (&c)[blocks][4], int i, float factor, T* row, bool valid,
                                          const OutRows<T>& out, int t) {
+  uint32_t v[blocks / 4][4];
 #pragma unroll
   for (int m = 0; m < blocks / 4; ++m) {
-    uint32_t v[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) v[j] = packPair(T(), c[4 * m + j][2 * i] * factor, c[4 * m + j][2 * i + 1] * factor);
+    for (int j = 0; j < 4; ++j)
+      v[m][j] = packPair(T(), c[4 * m + j][2 * i] * factor, c[4 * m + j][2 * i + 1] * factor);
     // Lane t holds word t of 16-byte chunks 4m .. 4m+3; then chunk 4m + t.
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const uint32_t got = __shfl_xor_sync(~0u, t & 2 ? v[j] : v[j + 2], 2);
-      (t & 2 ? v[j] : v[j + 2]) = got;
+      const uint32_t got = __shfl_xor_sync(~0u, t & 2 ? v[m][j] : v[m][j + 2], 2);
+      (t & 2 ? v[m][j] : v[m][j + 2]) = got;
     }
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
-      const uint32_t got = __shfl_xor_sync(~0u, t & 1 ? v[j] : v[j + 1], 1);
-      (t & 1 ? v[j] : v[j + 1]) = got;
+      const uint32_t got = __shfl_xor_sync(~0u, t & 1 ? v[m][j] : v[m][j + 1], 1);
+      (t & 1 ? v[m][j] : v[m][j + 1]) = got;
     }
-    if (!valid) continue;
-    T* const to = row + (4 * m + t) * 8 * out.element;
-    if (out.vector) {
-      *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
-    } else {
+  }
+  if (!valid) return;
+  if (out.vector) {
+#pragma unroll
+    for (int m = 0; m < blocks / 4; ++m)
+      *reinterpret_cast<uint4*>(row + (4 * m + t) * 8) = make_uint4(v[m][0], v[m][1], v[m][2], v[m][3]);
+  } else {
+#pragma unroll
+    for (int m = 0; m < blocks / 4; ++m)
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const unsigned short bits = static_cast<unsigned short>(v[e / 2] >> (16 * (e % 2)));
-        to[e * out.element] = *reinterpret_cast<const T*>(&bits);
+        const unsigned short bits = static_cast<unsigned short>(v[m][e / 2] >> (16 * (e % 2)));
+        row[((4 * m + t) * 8 + e) * out.element] = *reinterpret_cast<const T*>(&bits);
       }
-    }
   }
 }
 

@@ -47,8 +47,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
   raiseRegisters<Size::consumerRegisters>();
   const int group = warp / 4 - 1, warpInGroup = warp % 4, g = lane / 4, t = lane % 4;
   const int row = 16 * warpInGroup + g;
-  const uint64_t tileQ = descriptor(block.stationaryTile(group, 0));
-  const uint64_t tileDo = descriptor(block.stationaryTile(group, 1));
+  const uint32_t tileQ = block.stationaryTile(group, 0), tileDo = block.stationaryTile(group, 1);
   float s[8][4], dp[8][4], dq[head / 8][4];
   uint32_t weights[4][4];
   Ring<Size::stages> at;
@@ -92,11 +91,11 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     // Products of the tile at `at`, with dq of the tile before between them: s is needed first.
     const auto multiply = [&](auto&& multiplyBetween) {
       wgmmaFence();
-      multiplyTiles<T, head>(s, tileQ, descriptor(block.streamedTile(at.slot, 0)));
+      multiplyTiles<T, head>(s, descriptorHere(tileQ), descriptor(block.streamedTile(at.slot, 0)));
       wgmmaCommit();
       multiplyBetween();
       wgmmaCommit();
-      multiplyTiles<T, head>(dp, tileDo, descriptor(block.streamedTile(at.slot, 1)));
+      multiplyTiles<T, head>(dp, descriptorHere(tileDo), descriptor(block.streamedTile(at.slot, 1)));
       wgmmaCommit();
     };
     const auto waitTile = [&] {
@@ -235,8 +234,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
   if (warp < 4) {
     lowerRegisters<Size::producerRegisters>();
     Ring<Size::stages> at;
+    WorkList& work = *static_cast<WorkList*>(block.warpSpace(warp));  // few registers are left
     if (warp == 0 && lane == 0) {  // Q and dO tiles with their terms
-      for (WorkList work = keyWorkList(a, rows); work.more(); work.advance()) {
+      for (work = keyWorkList(a, rows); work.more(); work.advance()) {
         const KeyWork x = keyWork<rows>(a, work);
         for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h) {
           const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       }
     } else if (warp == 1 && lane == 0) {  // K and V
       uint32_t phases = 0;
-      for (WorkList work = keyWorkList(a, rows); work.more(); work.advance()) {
+      for (work = keyWorkList(a, rows); work.more(); work.advance()) {
         const KeyWork x = keyWork<rows>(a, work);
         for (int group = 0; group < Size::consumers; ++group) {
           const int first = x.origin + group * kSumTile;
@@ -291,9 +291,10 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
   struct Parked {
     WorkList work;
     uint32_t keyPhase;
+    int boundarySlot, nextBoundary;  // of the warp's column sums, see putWarpSum
   };
   static_assert(sizeof(Parked) <= 64, "");
-  Parked& parked = *static_cast<Parked*>(block.warpSpace(warp - 4));
+  Parked& parked = *static_cast<Parked*>(block.warpSpace(warp));
   WorkList& work = parked.work;
   if (lane == 0) {
     work = keyWorkList(a, rows);
@@ -357,7 +358,35 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         decay[i] = a.sums.suffix ? a.sums.suffix[bh * a.keys.length + first + row + 8 * i - a.keys.first] : 0.f;
-        if (!((keyBits() >> (row + 8 * i)) & 1)) decay[i] = infinity<float>();
+      }
+      __syncwarp();
+      if (lane == 0) {
+        parked.boundarySlot = 0;  // a tile has no boundary inside
+        parked.nextBoundary = a.columnSums ? (first / a.boundary + 1) * a.boundary : INT_MAX;
+      }
+      __syncwarp();
+      // What the warp's columns have summed before each boundary that its queries cross, and in all.
+      const auto putWarpSum = [&](bool last) {
+        const float sum = warpSum(columnSum[0] + columnSum[1]);
+        if (lane != 0) return;
+        float* const to = a.warpSums + (bhOf() * (a.keys.length / kHopperWarpRows) +
+                                        (first - a.keys.first) / kHopperWarpRows + warpInGroup) *
+                                           (a.boundarySlots + 1);
+        int slot = parked.boundarySlot, next = parked.nextBoundary;
+        for (; last ? slot <= a.boundarySlots : slot < a.boundarySlots && next <= index * kSumTile;
+             ++slot, next += a.boundary)
+          to[slot] = sum;
+        parked.boundarySlot = slot;
+        parked.nextBoundary = slot < a.boundarySlots ? next : INT_MAX;
+      };
+
+      skipTo(ownFirst);
+      if (member == 0) waitKeys();
+      if (a.keyBits) {
+        const uint64_t bits = keyBits();
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (!((bits >> (row + 8 * i)) & 1)) decay[i] = infinity<float>();
       }
       if (a.sums.prefix && ownFirst > tile + 1) {  // chunks whose queries start beyond: the tiles between
         float between = 0.f;
@@ -369,21 +398,6 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         decay[0] += between;
         decay[1] += between;
       }
-      // Of the warp: the sum of its columns before each boundary that its queries cross.
-      int nextBoundary = INT_MAX;
-      if (a.columnSums) nextBoundary = (first / a.boundary + 1) * a.boundary;  // a tile has no boundary inside
-      const auto putWarpSum = [&](float sum, bool last) {
-        float* const to = a.warpSums + (bhOf() * (a.keys.length / kHopperWarpRows) +
-                                        (first - a.keys.first) / kHopperWarpRows + warpInGroup) *
-                                           (a.boundarySlots + 1);
-        int slot = nextBoundary / a.boundary - first / a.boundary - 1;
-        for (; last ? slot <= a.boundarySlots : slot < a.boundarySlots && nextBoundary <= index * kSumTile;
-             ++slot, nextBoundary += a.boundary)
-          if (lane == 0) to[slot] = sum;
-      };
-
-      skipTo(ownFirst);
-      if (member == 0) waitKeys();
       const auto waitTile = [&] { barrierWait(block.landed(at.slot), at.phase); };
       // Products of the tile at `at`, with dk of the tile before between them: s is needed first.
       const auto multiply = [&](auto&& multiplyBetween) {
@@ -393,19 +407,24 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         if constexpr (Size::inRegisters)
           multiplyTiles<T, head>(s, keys, tileQ);
         else
-          multiplyTiles<T, head>(s, descriptor(sharedK), tileQ);
+          multiplyTiles<T, head>(s, descriptorHere(sharedK), tileQ);
         wgmmaCommit();
         multiplyBetween();
         wgmmaCommit();
         if constexpr (Size::inRegisters)
           multiplyTiles<T, head>(dp, values, tileDo);
         else
-          multiplyTiles<T, head>(dp, descriptor(sharedV), tileDo);
+          multiplyTiles<T, head>(dp, descriptorHere(sharedV), tileDo);
         wgmmaCommit();
       };
-      int slot = 0;
-      const auto addDk = [&] { multiplyWeights<T>(dk, weights, descriptor(block.streamedTile(slot, 0))); };
+      const auto addDk = [&] { multiplyWeights<T>(dk, weights, descriptor(block.streamedTile(at.previousSlot(), 0))); };
 
+      const auto passBoundaries = [&] {  // those up to the tile `index`
+        if (parked.nextBoundary > index * kSumTile) return;
+        putWarpSum(false);
+        __syncwarp();
+      };
+      passBoundaries();
       waitTile();
       hold(dk);
       hold(dv);
@@ -453,13 +472,11 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
           decay[1] += total;
         }
         wgmmaWait<1>();  // dk of the tile before
-        if (index != ownFirst) release(slot);
+        if (index != ownFirst) release(at.previousSlot());
         packWeights<T>(weights, s);
         wgmmaFence();
         multiplyWeights<T>(dv, weights, descriptor(block.streamedTile(at.slot, 1)));
         wgmmaCommit();
-        // What the warp's columns have summed before each boundary; the rest straddles it.
-        if (nextBoundary <= index * kSumTile) putWarpSum(warpSum(columnSum[0] + columnSum[1]), false);
         wgmmaWait<1>();
         hold(dp);
         if (!Size::inRegisters && index == ownLast && member == a.group - 1) releaseKeys();
@@ -474,9 +491,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         }
         wgmmaWait<0>();
         packWeights<T>(weights, dp);
-        slot = at.slot;
         at.advance();
         if (++index > ownLast) break;
+        passBoundaries();
         waitTile();
         multiply(addDk);
       }
@@ -484,9 +501,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       addDk();
       wgmmaCommit();
       wgmmaWait<0>();
-      release(slot);
+      release(at.previousSlot());
       if (a.columnSums) {
-        putWarpSum(warpSum(columnSum[0] + columnSum[1]), true);
+        putWarpSum(true);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float column = quadSum(columnSum[i]);

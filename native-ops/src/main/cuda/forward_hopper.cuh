@@ -17,7 +17,6 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::Forward, head>;
   constexpr int rows = Size::rows;
-  constexpr bool prefetch = head == 64;  // terms of the next tile in registers
   constexpr float kRescaleSlack = 8.f;  // rescale only when the maximum grew by more than 2^8
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
@@ -44,7 +43,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
   raiseRegisters<Size::consumerRegisters>();
   const int group = warp / 4 - 1, warpInGroup = warp % 4, g = lane / 4, t = lane % 4;
   const int row = 16 * warpInGroup + g;  // the thread's rows of the group's tile: this and the 8th after it
-  const uint64_t tileQ = descriptor(block.stationaryTile(group, 0));
+  const uint32_t tileQ = block.stationaryTile(group, 0);
   [[maybe_unused]] uint32_t queries[Size::inRegisters ? head / 16 : 1][4];
   float s[8][4], o[head / 8][4];
   uint32_t weights[4][4];
@@ -94,13 +93,12 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       for (int e = 0; e < 4; ++e) o[n][e] = 0.f;
 
     // The next tile and its terms; asked for early, so that their latency is hidden.
-    [[maybe_unused]] float term[8][2];
-    float total = 0.f;
+    float term[8][2], total = 0.f;
     const auto fetch = [&] {
       barrierWait(block.landed(at.slot), at.phase);
       if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
       if (!hasTerms) return;
-      if constexpr (prefetch) loadColumns(term, block.terms[at.slot].term, t);
+      loadColumns(term, block.terms[at.slot].term, t);
       total = block.terms[at.slot].total;
     };
     const auto keyTile = [&] { return descriptor(block.streamedTile(at.slot, 0)); };
@@ -152,7 +150,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     if constexpr (Size::inRegisters)
       multiplyTiles<T, head>(s, queries, keyTile());
     else
-      multiplyTiles<T, head>(s, tileQ, keyTile());
+      multiplyTiles<T, head>(s, descriptorHere(tileQ), keyTile());
     wgmmaCommit();
     wgmmaWait<0>();
     hold(s);
@@ -174,18 +172,13 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     packWeights<T>(weights, s);
 
     for (--index; index >= oldest; --index) {
-      if (hasTerms) {
-        if constexpr (prefetch)
-          startColumns(s, term);
-        else
-          startColumns(s, block.terms[at.slot].term, t);
-      }
+      if (hasTerms) startColumns(s, term);
       const float tileTotal = total;
       wgmmaFence();
       if constexpr (Size::inRegisters)
         addTiles<T, head>(s, queries, keyTile(), hasTerms);
       else
-        addTiles<T, head>(s, tileQ, keyTile(), hasTerms);
+        addTiles<T, head>(s, descriptorHere(tileQ), keyTile(), hasTerms);
       wgmmaCommit();
       multiplyValues(slot);
       const int done = slot;
@@ -229,8 +222,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       const bool valid = p >= offset && p < a.M;
       if (t == 0 && valid)
         a.lse[x.b * a.lseBatch + x.h * a.lseHead + (p - offset) * a.lseRow] =
-            sum == 0.f ? -infinity<float>() : (rowMax[i] + log2f(sum)) * static_cast<float>(kLn2);
-      writeRow<T>(o, i, sum == 0.f ? 0.f : 1.f / sum, out + (p - offset) * a.o.row, valid, a.o, t);
+            sum == 0.f ? -infinity<float>() : (rowMax[i] + __log2f(sum)) * static_cast<float>(kLn2);
+      writeRow<T>(o, i, sum == 0.f ? 0.f : __fdividef(1.f, sum), out + (p - offset) * a.o.row, valid, a.o, t);
     }
   }
 #endif

@@ -141,6 +141,12 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
       static_cast<uint64_t>(kPanelBytes >> 4) << 16 | static_cast<uint64_t>(1024 >> 4) << 32 | 1ull << 62;
   return fixed | ((address & 0x3ffff) >> 4);
 }
+/// The same of an address that stays the same over a loop: keeps the compiler from holding the descriptor of every depth
+/// step in registers through the loop (they end in local memory, whose loads cost as much as global ones).
+__device__ __forceinline__ uint64_t descriptorHere(uint32_t address) {
+  asm volatile("" : "+r"(address));
+  return descriptor(address);
+}
 /// Step `d` along the depth, of a K-major operand and of an N-major one.
 __device__ __forceinline__ uint64_t depthStep(uint64_t descriptor, int d) {
   return descriptor + ((d / 4) * (kPanelBytes >> 4) + (d % 4) * (32 >> 4));
@@ -289,16 +295,7 @@ __device__ __forceinline__ void loadRows(uint32_t (&x)[head / 16][4], uint32_t t
 
 // ---- scores
 
-/// Starts score accumulators with one term per column.
-__device__ __forceinline__ void startColumns(float (&s)[8][4], const float* terms, int t) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    const float2 x = *reinterpret_cast<const float2*>(terms + 8 * n + 2 * t);
-    s[n][0] = s[n][2] = x.x;
-    s[n][1] = s[n][3] = x.y;
-  }
-  hold(s);  // written here, not between products
-}
+/// One term per column, and score accumulators that start with it.
 __device__ __forceinline__ void loadColumns(float (&term)[8][2], const float* terms, int t) {
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
@@ -347,7 +344,7 @@ struct Ring {
 };
 
 /// Shared memory of a block: each consumer group's stationary tiles, the ring (two tiles a stage), a stage's terms, the
-/// barriers, and 64 bytes a consumer warp.
+/// barriers, and 64 bytes a warp.
 template <typename Size, typename Terms>
 struct HopperBlock {
   uint32_t stationary, ring, barriers;
@@ -359,8 +356,8 @@ struct HopperBlock {
         barriers(ring + Size::stages * (2 * Size::tileBytes + static_cast<int>(sizeof(Terms)))),
         terms(reinterpret_cast<Terms*>(shared + Size::consumers * Size::stationaryTiles * Size::tileBytes +
                                        Size::stages * 2 * Size::tileBytes)) {}
-  __device__ __forceinline__ void* warpSpace(int consumerWarp) const {
-    return reinterpret_cast<char*>(terms + Size::stages) + 8 * Size::barriers + 64 * consumerWarp;
+  __device__ __forceinline__ void* warpSpace(int warp) const {
+    return reinterpret_cast<char*>(terms + Size::stages) + 8 * Size::barriers + 64 * warp;
   }
   __device__ __forceinline__ uint32_t stationaryTile(int group, int i) const {
     return stationary + (group * Size::stationaryTiles + i) * Size::tileBytes;
@@ -555,8 +552,14 @@ __device__ __forceinline__ void produceKeyTerms(const AttentionArgs<T>& a, const
                                                 int part, float unitsPerLog2) {
   const int lane = threadIdx.x % 32;
   int turn = 0;
-  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+  WorkList& work = *static_cast<WorkList*>(block.warpSpace(warpIndex()));  // few registers are left
+  if (lane == 0) work = queryWorkList(a, rows);
+  __syncwarp();
+  while (work.more()) {
     const QueryWork x(a, work, rows);
+    __syncwarp();
+    if (lane == 0) work.advance();
+    __syncwarp();
     KeyTermsInput next;
     int index = x.newest;
     for (; index >= x.oldest && turn != part; --index, at.advance()) turn = (turn + 1) % kTermWarps;

@@ -83,7 +83,7 @@ struct HopperTiling {
 constexpr HopperTiling hopperTiling(Pass pass, int head) {
   switch (pass) {
     case Pass::Forward:
-      return head == 64 ? HopperTiling{3, 11, 144, 80, true} : HopperTiling{3, 5, 144, 80, false};
+      return head == 64 ? HopperTiling{3, 11, 144, 80, true} : HopperTiling{3, 5, 152, 56, false};
     case Pass::Dq:
       return head == 64 ? HopperTiling{3, 10, 144, 80, false} : HopperTiling{2, 4, 216, 72, false};
     case Pass::DkDv:
@@ -103,7 +103,7 @@ struct HopperTile {
   static constexpr int termBytes = pass == Pass::DkDv ? 1040 : 544;  ///< of a stage
   static constexpr int barriers = 3 * stages + 2 * consumers;
   static constexpr int shared =
-      (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes + 8 * barriers + 64 * 4 * consumers;
+      (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes + 8 * barriers + 2 * threads;
   static_assert(shared <= 227 * 1024, "a Hopper tile does not fit");
   static_assert(consumers * consumerRegisters + producerRegisters <= 65536 / threads / 8 * 8 * (1 + consumers),
                 "more registers than the block starts with");

@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
       produceKeys<head, rows>(a, block, at, mapK, mapV);
     } else if (warp == 1 && lane == 0) {
       produceQueries<head, rows>(a, block, mapQ, &mapDo);
-    } else if (warp >= 2 && hasTerms) {
-      produceKeyTerms<head, rows>(a, block, at, warp - 2, 1.f);
+    } else if (warp == 2 && hasTerms) {
+      produceKeyTerms<head, rows>(a, block, at, 1.f);
     }
     return;
   }
@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
     int index = x.newest;
     const auto release = [&](int slot) {
+      __syncwarp();
       if (lane == 0) barrierArrive(block.freed(slot));
     };
     const auto skipTo = [&](int end) {
@@ -308,6 +309,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     tilesThatSee(a, first, kSumTile, ownFirst, ownLast);
     const bool busy = ownFirst <= ownLast;
     const auto release = [&](int slot) {
+      __syncwarp();
       if (lane == 0) barrierArrive(block.freed(slot));
     };
     const auto releaseKeys = [&] {

@@ -26,6 +26,16 @@ __device__ __forceinline__ F softplus(F x) {
   return fmax(x, F(0)) + log1p(exp(-fabs(x)));
 }
 
+/// 32 bits to the even bits of 64.
+__device__ __forceinline__ uint64_t spread(uint32_t bits) {
+  uint64_t x = bits;
+  x = (x | (x << 16)) & 0x0000ffff0000ffffull;
+  x = (x | (x << 8)) & 0x00ff00ff00ff00ffull;
+  x = (x | (x << 4)) & 0x0f0f0f0f0f0f0f0full;
+  x = (x | (x << 2)) & 0x3333333333333333ull;
+  return (x | (x << 1)) & 0x5555555555555555ull;
+}
+
 template <typename F, bool gate>
 __global__ void __launch_bounds__(kThreads) decayKernel(const __grid_constant__ GateArgs<F> a) {
   __shared__ F tile[kHeads][kSumTile + 1];
@@ -53,16 +63,34 @@ __global__ void __launch_bounds__(kThreads) decayKernel(const __grid_constant__ 
   __syncthreads();
   const int lane = threadIdx.x % 32;
   for (int i = threadIdx.x / 32; i < kHeads && head0 + i < a.heads; i += kThreads / 32) {
-    const TileSums<F> x = sumTile(tile[i][2 * lane], tile[i][2 * lane + 1], lane);
+    // Lane l holds tokens 2l and 2l+1. The sums run in float64: 64 terms, and prefix differences stay exact to float32.
+    const F x0 = tile[i][2 * lane], x1 = tile[i][2 * lane + 1];
+    const bool reset0 = x0 == infinity<F>(), reset1 = x1 == infinity<F>();
+    const uint64_t resets = spread(__ballot_sync(~0u, reset0)) | spread(__ballot_sync(~0u, reset1)) << 1;
+    const double y0 = reset0 ? 0.0 : kLog2e * x0, y1 = reset1 ? 0.0 : kLog2e * x1;
+    double up = y0 + y1, down = up;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const double u = __shfl_up_sync(~0u, up, d), v = __shfl_down_sync(~0u, down, d);
+      if (lane >= d) up += u;
+      if (lane + d < 32) down += v;
+    }
+    double before = __shfl_up_sync(~0u, up, 1), after = __shfl_down_sync(~0u, down, 1);
+    if (lane == 0) before = 0;
+    if (lane == 31) after = 0;
     const int64_t row = (b * a.heads + head0 + i) * a.span;
     const int64_t at = row + static_cast<int64_t>(blockIdx.x) * kSumTile + 2 * lane;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      a.sums.prefix[at + e] = x.prefix[e];
-      if (a.sums.prefixLow) a.sums.prefixLow[at + e] = x.low[e];
-      a.sums.suffix[at + e] = x.suffix[e];
+    const double prefix0 = before + y0, prefix1 = before + (y0 + y1);
+    a.sums.prefix[at] = static_cast<F>(prefix0);
+    a.sums.prefix[at + 1] = static_cast<F>(prefix1);
+    if (a.sums.prefixLow) {
+      a.sums.prefixLow[at] = static_cast<F>(prefix0 - static_cast<F>(prefix0));
+      a.sums.prefixLow[at + 1] = static_cast<F>(prefix1 - static_cast<F>(prefix1));
     }
-    if (lane == 0) a.sums.resets[row / kSumTile + blockIdx.x] = x.resets;
+    const F inf = infinity<F>();
+    a.sums.suffix[at] = resetBetween(resets, 2 * lane, 63) ? inf : static_cast<F>(after + y1);
+    a.sums.suffix[at + 1] = resetBetween(resets, 2 * lane + 1, 63) ? inf : static_cast<F>(after);
+    if (lane == 0) a.sums.resets[row / kSumTile + blockIdx.x] = resets;
   }
 }
 

@@ -46,43 +46,4 @@ __device__ __forceinline__ bool resetBetween(uint64_t resets, int j, int p) {
   return (resets & bitsThrough(p) & ~bitsThrough(j)) != 0;
 }
 
-/// The sums of a tile's decays in units of log2(e), see DecaySums. By a warp, whose lane l holds tokens 2l and 2l+1; `low`
-/// is what the prefix lost to rounding. Sums run in float64: 64 terms, and prefix differences stay exact to float32.
-template <typename F>
-struct TileSums {
-  F prefix[2], low[2], suffix[2];
-  uint64_t resets;
-};
-/// 32 bits to the even bits of 64.
-__device__ __forceinline__ uint64_t spread(uint32_t bits) {
-  uint64_t x = bits;
-  x = (x | (x << 16)) & 0x0000ffff0000ffffull;
-  x = (x | (x << 8)) & 0x00ff00ff00ff00ffull;
-  x = (x | (x << 4)) & 0x0f0f0f0f0f0f0f0full;
-  x = (x | (x << 2)) & 0x3333333333333333ull;
-  return (x | (x << 1)) & 0x5555555555555555ull;
-}
-template <typename F>
-__device__ __forceinline__ TileSums<F> sumTile(F alpha0, F alpha1, int lane) {
-  TileSums<F> r;
-  const F inf = infinity<F>();
-  const bool reset0 = alpha0 == inf, reset1 = alpha1 == inf;
-  r.resets = spread(__ballot_sync(~0u, reset0)) | spread(__ballot_sync(~0u, reset1)) << 1;
-  const double y0 = reset0 ? 0.0 : kLog2e * alpha0, y1 = reset1 ? 0.0 : kLog2e * alpha1;
-  double sum = y0 + y1;
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const double x = __shfl_up_sync(~0u, sum, d);
-    if (lane >= d) sum += x;
-  }
-  const double prefix[2] = {sum - y1, sum}, total = __shfl_sync(~0u, sum, 31);
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    r.prefix[e] = static_cast<F>(prefix[e]);
-    r.low[e] = static_cast<F>(prefix[e] - r.prefix[e]);
-    r.suffix[e] = resetBetween(r.resets, 2 * lane + e, 63) ? inf : static_cast<F>(total - prefix[e]);
-  }
-  return r;
-}
-
 }  // namespace gatedfwa::cuda

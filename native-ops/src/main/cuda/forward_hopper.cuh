@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       produceKeys<head, rows>(a, block, at, mapK, mapV);
     } else if (warp == 1 && lane == 0) {
       produceQueries<head, rows>(a, block, mapQ, nullptr);
-    } else if (warp >= 2 && hasTerms) {
-      produceKeyTerms<head, rows>(a, block, at, warp - 2, rawPerLog2);
+    } else if (warp == 2 && hasTerms) {
+      produceKeyTerms<head, rows>(a, block, at, rawPerLog2);
     }
     return;
   }
@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
     int index = x.newest;
     const auto release = [&](int slot) {
+      __syncwarp();
       if (lane == 0) barrierArrive(block.freed(slot));
     };
     const auto skipTo = [&](int end) {

@@ -502,19 +502,16 @@ __device__ __forceinline__ void produceQueries(const AttentionArgs<T>& a, const 
 /// Has a query-stationary kernel key terms? They arrive with the copies, unless rows must be zeroed in between.
 template <typename T>
 __device__ __forceinline__ bool hasKeyTerms(const AttentionArgs<T>& a) {
-  return a.sums.suffix || a.alpha || a.keyBits;
+  return a.sums.suffix || a.keyBits;
 }
 template <typename T>
 __device__ __forceinline__ int keyTileArrivals(const AttentionArgs<T>& a) {
   return hasKeyTerms(a) && !a.keyBits ? 2 : 1;
 }
 
-/// Key terms are prepared by this many producer warps, in turn: to sum decays takes longer than to use them.
-constexpr int kTermWarps = 2;
-
-/// What a key tile's terms are made from.
+/// What a key tile's terms are made from, a column pair a lane.
 struct KeyTermsInput {
-  float2 suffix, prefix;  ///< or the decays themselves, in `prefix`
+  float2 suffix, prefix;
   uint64_t bits, resets;
 
   template <typename T>
@@ -528,49 +525,26 @@ struct KeyTermsInput {
       suffix = *reinterpret_cast<const float2*>(a.sums.suffix + from);
       prefix = *reinterpret_cast<const float2*>(a.sums.prefix + from);
       resets = a.sums.resets[x.bh * a.keys.tiles() + tile];
-    } else if (a.alpha) {
-      const int j = index * kSumTile + 2 * lane;
-      const float* const alpha = a.alpha + x.b * a.alphaBatch + x.h * a.alphaHead + j * a.alphaRow;
-      if (j < a.M) prefix.x = alpha[0];
-      if (j + 1 < a.M) prefix.y = alpha[a.alphaRow];
     }
-  }
-  template <typename T>
-  __device__ __forceinline__ void finish(const AttentionArgs<T>& a, int lane) {
-    if (!a.alpha) return;
-    const TileSums<float> sums = sumTile(prefix.x, prefix.y, lane);
-    suffix = make_float2(sums.suffix[0], sums.suffix[1]);
-    prefix = make_float2(sums.prefix[0], sums.prefix[1]);
-    resets = sums.resets;
   }
 };
 
-/// Producer warp `part` of kTermWarps of a query-stationary kernel: the terms of the key tiles, suffixes times
-/// `unitsPerLog2`; zeroes masked rows.
+/// Producer warp of a query-stationary kernel: the terms of the key tiles, suffixes times `unitsPerLog2`; zeroes masked
+/// rows.
 template <int head, int rows, typename Block, int stages, typename T>
 __device__ __forceinline__ void produceKeyTerms(const AttentionArgs<T>& a, const Block& block, Ring<stages> at,
-                                                int part, float unitsPerLog2) {
+                                                float unitsPerLog2) {
   const int lane = threadIdx.x % 32;
-  int turn = 0;
-  WorkList& work = *static_cast<WorkList*>(block.warpSpace(warpIndex()));  // few registers are left
-  if (lane == 0) work = queryWorkList(a, rows);
-  __syncwarp();
-  while (work.more()) {
+  const float inf = infinity<float>();
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
     const QueryWork x(a, work, rows);
-    __syncwarp();
-    if (lane == 0) work.advance();
-    __syncwarp();
     KeyTermsInput next;
-    int index = x.newest;
-    for (; index >= x.oldest && turn != part; --index, at.advance()) turn = (turn + 1) % kTermWarps;
-    if (index >= x.oldest) next.load(a, x, index, lane);
-    while (index >= x.oldest) {
-      KeyTermsInput from = next;
-      if (index - kTermWarps >= x.oldest) next.load(a, x, index - kTermWarps, lane);
-      from.finish(a, lane);
+    next.load(a, x, x.newest, lane);
+    for (int index = x.newest; index >= x.oldest; --index, at.advance()) {
+      const KeyTermsInput from = next;
+      if (index > x.oldest) next.load(a, x, index - 1, lane);
       barrierWait(block.freed(at.slot), at.phase ^ 1);
       HopperKeyTerms& to = block.terms[at.slot];
-      const float inf = infinity<float>();
       *reinterpret_cast<float2*>(to.term + 2 * lane) =
           make_float2((from.bits >> (2 * lane)) & 1 ? -from.suffix.x * unitsPerLog2 : -inf,
                       (from.bits >> (2 * lane + 1)) & 1 ? -from.suffix.y * unitsPerLog2 : -inf);
@@ -587,9 +561,6 @@ __device__ __forceinline__ void produceKeyTerms(const AttentionArgs<T>& a, const
       }
       __syncwarp();
       if (lane == 0) barrierArrive(a.keyBits ? block.ready(at.slot) : block.landed(at.slot));
-      for (turn = (part + 1) % kTermWarps, --index, at.advance(); index >= x.oldest && turn != part;
-           --index, at.advance())
-        turn = (turn + 1) % kTermWarps;
     }
   }
 }

@@ -58,7 +58,7 @@ struct AttentionArgs {
   int N, M, H, group, window;
   int64_t batch;
   float scale, scaleLog2;
-  DecaySums<F> sums;        ///< all null if there is no alpha, or `alpha` is given instead
+  DecaySums<F> sums;        ///< all null if there is no alpha
   const uint64_t* keyBits;  ///< [B, keys / kSumTile], bit = real token; null if there is no mask
   Span keys;                ///< positions that the sums and bits cover
   Span queries;             ///< positions that the row arrays cover
@@ -69,8 +69,6 @@ struct AttentionArgs {
   float *columnSums, *warpSums;
   float* rowSums;  ///< row sums of dS, [B, H, queries]: 0 but for rounding, see dalpha.cu
   int boundary, boundarySlots;
-  const F* alpha;           ///< Hopper forward: [B, M, H], summed as it is read; null if there is none, or there are sums
-  int64_t alphaBatch, alphaRow, alphaHead;
 };
 
 inline int64_t divUp(int64_t a, int64_t b) { return (a + b - 1) / b; }

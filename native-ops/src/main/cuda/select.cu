@@ -110,18 +110,11 @@ OutRows<T> outRows(const Output& x, int64_t width) {
 }
 
 template <typename T>
-AttentionArgs<T> commonArgs(Call& call, Kernel kernel, const AttentionProblem& p, const void* sums, bool isBackward) {
+AttentionArgs<T> commonArgs(Call& call, Kernel kernel, const AttentionProblem& p, const void* sums) {
   AttentionArgs<T> a{};
   a.keys = keySpan(p, sums != nullptr);
   a.queries = querySpan(p);
-  if (kernel == Kernel::Hopper && !isBackward && !sums) {
-    a.alpha = static_cast<const float*>(p.alpha.data);
-    a.alphaBatch = p.alpha.strides[0];
-    a.alphaRow = p.alpha.strides[1];
-    a.alphaHead = p.alpha.strides[2];
-  } else {
-    a.sums = decaySums<float>(call, p, a.keys, sums);
-  }
+  a.sums = decaySums<float>(call, p, a.keys, sums);
   a.keyBits = keyBits(call, p, a.keys);
   a.q = rows<T>(call, kernel, p.q, p.batch, p.queryLength, p.heads, p.headSize);
   a.k = rows<T>(call, kernel, p.k, p.batch, p.keyLength, p.kvHeads, p.headSize);
@@ -140,7 +133,7 @@ AttentionArgs<T> commonArgs(Call& call, Kernel kernel, const AttentionProblem& p
 /// The tensor-core kernels, `launch(args)`.
 template <typename T, typename Launch>
 void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const void* sums, Launch launch) {
-  AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums, false);
+  AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums);
   a.o = outRows<T>(p.o, p.valueSize);
   a.lse = static_cast<float*>(p.lse.data);
   a.lseBatch = p.lse.strides[0];
@@ -153,7 +146,7 @@ void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const vo
 template <typename T, typename Launch>
 void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const void* sums, int warpRows,
                    Launch launch) {
-  AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums, true);
+  AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums);
   a.dO = rows<T>(call, kernel, p.dO, p.batch, p.queryLength, p.heads, p.valueSize);
   a.dq = outRows<T>(p.dq, p.headSize);
   a.dk = outRows<T>(p.dk, p.headSize);

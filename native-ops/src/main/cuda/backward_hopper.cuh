@@ -1,7 +1,8 @@
 // Backward on Hopper's tensor cores (wgmma), in the two passes of backward_mma.cuh, behind the skeleton of hopper.cuh.
 //
 //   dqHopperKernel    a consumer group keeps 64 queries (Q, dO), key tiles stream:  dq = scale dS K
-//   dkdvHopperKernel  a consumer group keeps 64 keys (K, V), query tiles stream:    dv = P^T dO, dk = scale dS^T Q, sums
+//   dkdvHopperKernel  a consumer group keeps 64 keys (K, V), query tiles stream:    dv = P^T dO, dk = scale dS^T Q,
+//   sums
 //
 // P and dS go from accumulators to the next product in registers; both directions of a tile are read from the one copy.
 // The next tile's products are under way while a tile's P is computed. Sums run in registers in a fixed order.
@@ -127,8 +128,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
         for (int n = 0; n < 8; ++n) {
           const float2 y = *reinterpret_cast<const float2*>(terms.term + 8 * n + 2 * t);
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, e % 2 ? y.y : y.x) - bias[e / 2]);
+          for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, e % 2 ? y.y : y.x) - bias[e / 2]);
         }
         between += terms.total;
       } else {
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     lowerRegisters<Size::producerRegisters>();
     Ring<Size::stages> at;
     WorkList& work = *static_cast<WorkList*>(block.warpSpace(warp));  // few registers are left
-    if (warp == 0 && lane == 0) {  // Q and dO tiles with their terms
+    if (warp == 0 && lane == 0) {                                     // Q and dO tiles with their terms
       for (work = keyWorkList(a, rows); work.more(); work.advance()) {
         const KeyWork x = keyWork<rows>(a, work);
         for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h) {

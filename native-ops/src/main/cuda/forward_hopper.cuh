@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::Forward, head>;
   constexpr int rows = Size::rows;
-  constexpr float kRescaleSlack = 8.f;  // rescale only when the maximum grew by more than 2^8
+  constexpr bool prefetchTerms = head == 64;  // a tile ahead, where registers are left
+  constexpr float kRescaleSlack = 8.f;        // rescale only when the maximum grew by more than 2^8
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
   static_assert(sizeof(HopperKeyTerms) == Size::termBytes, "");
@@ -93,13 +94,13 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) o[n][e] = 0.f;
 
-    // The next tile and its terms; asked for early, so that their latency is hidden.
+    // The next tile; asked for early, so that its latency is hidden.
     float term[8][2], total = 0.f;
     const auto fetch = [&] {
       barrierWait(block.landed(at.slot), at.phase);
       if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
       if (!hasTerms) return;
-      loadColumns(term, block.terms[at.slot].term, t);
+      if (prefetchTerms) loadColumns(term, block.terms[at.slot].term, t);
       total = block.terms[at.slot].total;
     };
     const auto keyTile = [&] { return descriptor(block.streamedTile(at.slot, 0)); };
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     };
     // Online softmax, base 2: scores to weights; `bias` is the row's own part of the decay. True if what was summed so
     // far must be multiplied by `factor`.
-    const auto exponentiate = [&](float (&bias)[2], float (&factor)[2]) {
+    const auto exponentiate = [&](float(&bias)[2], float(&factor)[2]) {
       float top[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -118,8 +119,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
         for (int n = 1; n < 8; ++n) y = fmaxf(y, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         top[i] = fmaf(y, a.scaleLog2, -bias[i]);
       }
-      const bool grew =
-          __any_sync(~0u, top[0] > rowMax[0] + kRescaleSlack || top[1] > rowMax[1] + kRescaleSlack) != 0;
+      const bool grew = __any_sync(~0u, top[0] > rowMax[0] + kRescaleSlack || top[1] > rowMax[1] + kRescaleSlack) != 0;
       if (grew) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -173,7 +173,10 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     packWeights<T>(weights, s);
 
     for (--index; index >= oldest; --index) {
-      if (hasTerms) startColumns(s, term);
+      if (hasTerms) {
+        if (!prefetchTerms) loadColumns(term, block.terms[at.slot].term, t);
+        startColumns(s, term);
+      }
       const float tileTotal = total;
       wgmmaFence();
       if constexpr (Size::inRegisters)

@@ -77,9 +77,6 @@ __device__ __forceinline__ void groupBarrier(int group) {
 
 // ---- copies
 
-__device__ __forceinline__ void prefetchTensorMap(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];\n" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
-}
 /// Starts the copy of 64 rows of one head, all panels; `barrier` counts its bytes.
 template <int head>
 __device__ __forceinline__ void copyTensor(uint32_t tile, const CUtensorMap& map, int row, int h, int b,
@@ -96,11 +93,10 @@ __device__ __forceinline__ void copyTensor(uint32_t tile, const CUtensorMap& map
 /// Starts the copy of `count` floats (16-byte aligned); `barrier` counts its bytes.
 template <int count>
 __device__ __forceinline__ void copyFloatsBulk(const float* shared, const float* global, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
-          sharedAddress(shared)),
-      "l"(global), "n"(count * 4), "r"(barrier)
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+                   sharedAddress(shared)),
+               "l"(global), "n"(count * 4), "r"(barrier)
+               : "memory");
 }
 
 // ---- registers
@@ -133,16 +129,16 @@ __device__ __forceinline__ void hold(float (&c)[blocks][4]) {
     for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(c[n][e])::"memory");
 }
 
-/// Shared-memory operand descriptor, 128-byte swizzle. As stored rows = M or N, columns = depth ("K-major"): 16 of depth
-/// are 32 bytes on. As stored rows = depth, columns = N ("N-major"): 16 of depth are 2048 bytes on, and the next 64
-/// columns one panel. In both, groups of 8 rows are 1024 bytes apart.
+/// Shared-memory operand descriptor, 128-byte swizzle. As stored rows = M or N, columns = depth ("K-major"): 16 of
+/// depth are 32 bytes on. As stored rows = depth, columns = N ("N-major"): 16 of depth are 2048 bytes on, and the next
+/// 64 columns one panel. In both, groups of 8 rows are 1024 bytes apart.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
   constexpr uint64_t fixed =
       static_cast<uint64_t>(kPanelBytes >> 4) << 16 | static_cast<uint64_t>(1024 >> 4) << 32 | 1ull << 62;
   return fixed | ((address & 0x3ffff) >> 4);
 }
-/// The same of an address that stays the same over a loop: keeps the compiler from holding the descriptor of every depth
-/// step in registers through the loop (they end in local memory, whose loads cost as much as global ones).
+/// The same of an address that stays the same over a loop: keeps the compiler from holding the descriptor of every
+/// depth step in registers through the loop (they end in local memory, whose loads cost as much as global ones).
 __device__ __forceinline__ uint64_t descriptorHere(uint32_t address) {
   asm volatile("" : "+r"(address));
   return descriptor(address);
@@ -154,48 +150,49 @@ __device__ __forceinline__ uint64_t depthStep(uint64_t descriptor, int d) {
 __device__ __forceinline__ uint64_t rowStep(uint64_t descriptor, int d) { return descriptor + d * (2048 >> 4); }
 
 #define GATEDFWA_C4(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
-#define GATEDFWA_C32(c, n)                                                                            \
-  GATEDFWA_C4(c, n), GATEDFWA_C4(c, n + 1), GATEDFWA_C4(c, n + 2), GATEDFWA_C4(c, n + 3),             \
-      GATEDFWA_C4(c, n + 4), GATEDFWA_C4(c, n + 5), GATEDFWA_C4(c, n + 6), GATEDFWA_C4(c, n + 7)
+#define GATEDFWA_C32(c, n)                                                                                       \
+  GATEDFWA_C4(c, n), GATEDFWA_C4(c, n + 1), GATEDFWA_C4(c, n + 2), GATEDFWA_C4(c, n + 3), GATEDFWA_C4(c, n + 4), \
+      GATEDFWA_C4(c, n + 5), GATEDFWA_C4(c, n + 6), GATEDFWA_C4(c, n + 7)
 #define GATEDFWA_D4(c, n) "=f"(c[n][0]), "=f"(c[n][1]), "=f"(c[n][2]), "=f"(c[n][3])
-#define GATEDFWA_D32(c)                                                                       \
-  GATEDFWA_D4(c, 0), GATEDFWA_D4(c, 1), GATEDFWA_D4(c, 2), GATEDFWA_D4(c, 3),                 \
-      GATEDFWA_D4(c, 4), GATEDFWA_D4(c, 5), GATEDFWA_D4(c, 6), GATEDFWA_D4(c, 7)
+#define GATEDFWA_D32(c)                                                                                             \
+  GATEDFWA_D4(c, 0), GATEDFWA_D4(c, 1), GATEDFWA_D4(c, 2), GATEDFWA_D4(c, 3), GATEDFWA_D4(c, 4), GATEDFWA_D4(c, 5), \
+      GATEDFWA_D4(c, 6), GATEDFWA_D4(c, 7)
 #define GATEDFWA_R32                                                                                       \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
   "%28,%29,%30,%31"
-#define GATEDFWA_R64                                                                                       \
-  GATEDFWA_R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53," \
-               "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define GATEDFWA_R64                                                                              \
+  GATEDFWA_R32                                                                                    \
+      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53," \
+      "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
 // c (64 x 64) = [c +] a b; both operands in shared memory, K-major.
-#define GATEDFWA_WGMMA_SHARED(type)                                                                              \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type      \
-               "." type " {" GATEDFWA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                     \
-               : GATEDFWA_C32(c, 0)                                                                              \
+#define GATEDFWA_WGMMA_SHARED(type)                                                                                  \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" GATEDFWA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                                  \
+               : GATEDFWA_C32(c, 0)                                                                                  \
                : "l"(a), "l"(b), "r"(accumulate))
 // c = a b: what c held before is dead.
-#define GATEDFWA_WGMMA_SHARED_START(type)                                                                        \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type        \
-               "." type " {" GATEDFWA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                     \
-               : GATEDFWA_D32(c)                                                                                 \
+#define GATEDFWA_WGMMA_SHARED_START(type)                                                                          \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" GATEDFWA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                                \
+               : GATEDFWA_D32(c)                                                                                   \
                : "l"(a), "l"(b))
-#define GATEDFWA_WGMMA_REGISTERS_START(type)                                                                     \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type        \
-               "." type " {" GATEDFWA_R32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n"                          \
-               : GATEDFWA_D32(c)                                                                                 \
+#define GATEDFWA_WGMMA_REGISTERS_START(type)                                                                       \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" GATEDFWA_R32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n"                                     \
+               : GATEDFWA_D32(c)                                                                                   \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 // The same with a from registers and b K-major (trans 0) or N-major (trans 1).
-#define GATEDFWA_WGMMA_REGISTERS(type, trans)                                                                    \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type      \
-               "." type " {" GATEDFWA_R32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, " trans ";\n}\n"                  \
-               : GATEDFWA_C32(c, 0)                                                                              \
+#define GATEDFWA_WGMMA_REGISTERS(type, trans)                                                                        \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" GATEDFWA_R32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, " trans ";\n}\n"                               \
+               : GATEDFWA_C32(c, 0)                                                                                  \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
 // c (64 x 128) += a b, a from registers, b N-major.
-#define GATEDFWA_WGMMA_REGISTERS_WIDE(type)                                                                      \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" GATEDFWA_R64                    \
-               "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"                                                        \
-               : GATEDFWA_C32(c, 0), GATEDFWA_C32(c, 8)                                                          \
+#define GATEDFWA_WGMMA_REGISTERS_WIDE(type)                                                   \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" GATEDFWA_R64 \
+               "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"                                     \
+               : GATEDFWA_C32(c, 0), GATEDFWA_C32(c, 8)                                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 template <typename T>
@@ -295,7 +292,7 @@ __device__ __forceinline__ void loadRows(uint32_t (&x)[head / 16][4], uint32_t t
 
 // ---- scores
 
-/// One term per column, and score accumulators that start with it.
+/// One term per column: the thread's columns, and score accumulators that start with it.
 __device__ __forceinline__ void loadColumns(float (&term)[8][2], const float* terms, int t) {
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
@@ -493,8 +490,7 @@ __device__ __forceinline__ void produceQueries(const AttentionArgs<T>& a, const 
       phases ^= 1u << group;
       barrierExpect(block.kept(group), (mapDo ? 2 : 1) * head * 128);
       copyTensor<head>(block.stationaryTile(group, 0), mapQ, first - offset, x.h, x.b, block.kept(group));
-      if (mapDo)
-        copyTensor<head>(block.stationaryTile(group, 1), *mapDo, first - offset, x.h, x.b, block.kept(group));
+      if (mapDo) copyTensor<head>(block.stationaryTile(group, 1), *mapDo, first - offset, x.h, x.b, block.kept(group));
     }
   }
 }
@@ -599,9 +595,8 @@ __device__ __forceinline__ void writeRow(const float (&c)[blocks][4], int i, flo
 #pragma unroll
   for (int m = 0; m < blocks / 4; ++m) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      v[m][j] = packPair(T(), c[4 * m + j][2 * i] * factor, c[4 * m + j][2 * i + 1] * factor);
-    // Lane t holds word t of 16-byte chunks 4m .. 4m+3; then chunk 4m + t.
+    for (int j = 0; j < 4; ++j) v[m][j] = packPair(T(), c[4 * m + j][2 * i] * factor, c[4 * m + j][2 * i + 1] * factor);
+      // Lane t holds word t of 16-byte chunks 4m .. 4m+3; then chunk 4m + t.
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const uint32_t got = __shfl_xor_sync(~0u, t & 2 ? v[m][j] : v[m][j + 2], 2);

@@ -31,7 +31,8 @@ int paddedHead(const AttentionProblem& p) {
   return d <= 64 ? 64 : d <= 128 ? 128 : 256;
 }
 
-/// Compute capability 9.0 alone has wgmma. Operands with strides that TMA does not take are packed, so they do not count.
+/// Compute capability 9.0 alone has wgmma. Operands with strides that TMA does not take are packed, so they do not
+/// count.
 bool hopperTakes(const AttentionProblem& p, const Device& device) {
   return device.major == 9 && device.minor == 0 &&
          (p.type == ElementType::Float16 || p.type == ElementType::BFloat16) && p.headSize == p.valueSize &&

@@ -1,7 +1,7 @@
 // Tensor maps are made on the host by the driver, whose encoder is found at run time.
-#include "tensor_map.h"
-
 #include <cudaTypedefs.h>
+
+#include "tensor_map.h"
 
 namespace gatedfwa::cuda {
 namespace {
@@ -40,9 +40,9 @@ cudaError_t encodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, const vo
                               static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
   const cuuint64_t strides[] = {bytes(length, rowStride), bytes(heads, headStride), bytes(batch, batchStride)};
   const cuuint32_t box[] = {64, kSumTile, 1, 1}, steps[] = {1, 1, 1, 1};
-  const CUresult r = encode(map, type, 4, const_cast<void*>(data), sizes, strides, box, steps,
-                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult r =
+      encode(map, type, 4, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

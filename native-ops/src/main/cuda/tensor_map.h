@@ -24,8 +24,7 @@ cudaError_t encodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, const vo
 
 template <typename T>
 constexpr CUtensorMapDataType tensorMapType() {
-  return std::is_same<T, __half>::value ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                          : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return std::is_same<T, __half>::value ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
 template <typename T>

@@ -71,9 +71,9 @@ static_assert(validTilings(Pass::Forward), "a forward tile does not fit");
 static_assert(validTilings(Pass::Dq), "a dq tile does not fit");
 static_assert(validTilings(Pass::DkDv), "a dk/dv tile does not fit");
 
-/// A block of a Hopper kernel (hopper.cuh): `consumers` warp groups that each keep 64 stationary rows, one producer warp
-/// group, and a ring of `stages` pairs of 64-row tiles. `inRegisters`: the consumers hold the stationary operands of the
-/// score products in registers. Registers of a thread are moved from the producers to the consumers.
+/// A block of a Hopper kernel (hopper.cuh): `consumers` warp groups that each keep 64 stationary rows, one producer
+/// warp group, and a ring of `stages` pairs of 64-row tiles. `inRegisters`: the consumers hold the stationary operands
+/// of the score products in registers. Registers of a thread are moved from the producers to the consumers.
 struct HopperTiling {
   int consumers, stages, consumerRegisters, producerRegisters;
   bool inRegisters;

@@ -179,10 +179,10 @@ std::string typeName(const Case& c, const char* type) {
 
 std::string describe(const Case& c, const char* type) {
   std::ostringstream s;
-  s << typeName(c, type) << " B" << c.shape.B << " N"
-    << c.shape.N << " M" << c.shape.M << " H" << c.shape.H << "/" << c.shape.Hkv << " D" << c.shape.D << "/"
-    << c.shape.Dv << " w" << c.shape.window << " decay" << (c.hasAlpha ? static_cast<int>(c.decay) : -1) << " mask"
-    << c.mask << " x" << c.inputs << " layout" << static_cast<int>(c.layout);
+  s << typeName(c, type) << " B" << c.shape.B << " N" << c.shape.N << " M" << c.shape.M << " H" << c.shape.H << "/"
+    << c.shape.Hkv << " D" << c.shape.D << "/" << c.shape.Dv << " w" << c.shape.window << " decay"
+    << (c.hasAlpha ? static_cast<int>(c.decay) : -1) << " mask" << c.mask << " x" << c.inputs << " layout"
+    << static_cast<int>(c.layout);
   return s.str();
 }
 

@@ -3,7 +3,8 @@
 // One line per pass: forward, backward, forward+backward. ms is the median over repetitions; TFLOP/s counts the band's
 // useful operations only, 4 B H D pairs forward and 3.5 times that forward+backward.
 //
-//   bench_kernels [rows|lengths|gate|decode|once]...
+//   bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...
+// --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -148,6 +149,13 @@ void bf16(const char* name, int64_t B, int64_t H, int64_t Hkv, int64_t N, int64_
   bench<__nv_bfloat16>(name, "bf16", ElementType::BFloat16, FloatMode::Strict, B, H, Hkv, N, N, D, w, gate, true);
 }
 
+/// The rows that the Hopper kernels are measured by.
+void hopper() {
+  for (bool gate : {true, false})
+    for (int64_t D : {64, 128})
+      for (int64_t w : {512, 1024}) bf16("gatedfwa", 1, 16, 16, 65536, D, w, gate);
+}
+
 void rows() {
   for (bool gate : {true, false}) {
     bf16("gatedfwa", 1, 16, 16, 65536, 64, 512, gate);
@@ -216,7 +224,11 @@ int main(int argc, char** argv) {
   }
   std::printf("kernel,type,B,H,N,D,w,gate,pass,ms,TFLOP/s\n");
   for (int i = 1; i < argc; ++i) {
-    if (!std::strcmp(argv[i], "rows"))
+    if (!std::strcmp(argv[i], "--mma"))
+      device.major = 8, device.minor = 0;
+    else if (!std::strcmp(argv[i], "hopper"))
+      hopper();
+    else if (!std::strcmp(argv[i], "rows"))
       rows();
     else if (!std::strcmp(argv[i], "lengths"))
       lengths();
@@ -227,7 +239,7 @@ int main(int argc, char** argv) {
     else if (!std::strcmp(argv[i], "once"))
       once();
     else {
-      std::fprintf(stderr, "usage: bench_kernels [rows|lengths|gate|decode|once]...\n");
+      std::fprintf(stderr, "usage: bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...\n");
       return 2;
     }
   }

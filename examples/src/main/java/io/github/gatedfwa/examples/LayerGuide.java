@@ -191,6 +191,8 @@ final class LayerGuide {
   }
 
   /**
+   * The decays of a network's first attention layer.
+   *
    * @param x [minibatch, size, time]
    * @return [minibatch, time, heads]
    */

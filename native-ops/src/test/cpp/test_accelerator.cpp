@@ -61,5 +61,6 @@ extern "C" __attribute__((visibility("default"))) gatedfwa::Accelerator* gatedfw
     reason = "no device " + std::to_string(options.ordinal);
     return nullptr;
   }
-  return new TestAccelerator();
+  static TestAccelerator device;
+  return &device;
 }

@@ -70,6 +70,8 @@ final class TrainingUi implements AutoCloseable {
       Object on(Method method, Object[] arguments) throws ReflectiveOperationException;
     }
 
+    /** A stand-in for {@code target}, which only tells the compiler the type. */
+    @SuppressWarnings("UnusedVariable")
     private static <T> T proxy(Class<T> type, T target, Call call) {
       return type.cast(
           Proxy.newProxyInstance(

@@ -3,7 +3,8 @@
 // One line per pass: forward, backward, forward+backward. ms is the median over repetitions; TFLOP/s counts the band's
 // useful operations only, 4 B H D pairs forward and 3.5 times that forward+backward.
 //
-//   bench_kernels [rows|lengths|gate|decode|once]...
+//   bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...
+// --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -88,8 +89,22 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
   v.fill(B, M, Hkv, D, Fill::Normal, 3);
   alpha.fill(B, M, H, 1, Fill::SmallDecay, 4);
   AttentionForward f;
-  static_cast<AttentionProblem&>(f) = {type, type, B, N, M, H, Hkv, D, D, w, 1 / std::sqrt(static_cast<double>(D)),
-                                       q.in(N, H, D), k.in(M, Hkv, D), v.in(M, Hkv, D), {}, {}};
+  static_cast<AttentionProblem&>(f) = {type,
+                                       type,
+                                       B,
+                                       N,
+                                       M,
+                                       H,
+                                       Hkv,
+                                       D,
+                                       D,
+                                       w,
+                                       1 / std::sqrt(static_cast<double>(D)),
+                                       q.in(N, H, D),
+                                       k.in(M, Hkv, D),
+                                       v.in(M, Hkv, D),
+                                       {},
+                                       {}};
   if (gate) f.alpha = alpha.in(M, H, 1);
   f.o = o.out(N, H, D);
   f.lse = {lse.data, {H * N, N, 1, 1}};
@@ -134,6 +149,13 @@ void bf16(const char* name, int64_t B, int64_t H, int64_t Hkv, int64_t N, int64_
   bench<__nv_bfloat16>(name, "bf16", ElementType::BFloat16, FloatMode::Strict, B, H, Hkv, N, N, D, w, gate, true);
 }
 
+/// The rows that the Hopper kernels are measured by.
+void hopper() {
+  for (bool gate : {true, false})
+    for (int64_t D : {64, 128})
+      for (int64_t w : {512, 1024}) bf16("gatedfwa", 1, 16, 16, 65536, D, w, gate);
+}
+
 void rows() {
   for (bool gate : {true, false}) {
     bf16("gatedfwa", 1, 16, 16, 65536, 64, 512, gate);
@@ -144,7 +166,8 @@ void rows() {
   }
   bf16("gatedfwa", 1, 16, 16, 65536, 256, 512, true);
   bf16("gatedfwa G=8", 1, 16, 2, 65536, 64, 512, true);
-  bench<__half>("gatedfwa", "fp16", ElementType::Float16, FloatMode::Strict, 1, 16, 16, 65536, 65536, 64, 512, true, true);
+  bench<__half>("gatedfwa", "fp16", ElementType::Float16, FloatMode::Strict, 1, 16, 16, 65536, 65536, 64, 512, true,
+                true);
   for (FloatMode mode : {FloatMode::Strict, FloatMode::Tf32}) {
     const char* type = mode == FloatMode::Strict ? "fp32 strict" : "fp32 tf32";
     bench<float>("gatedfwa", type, ElementType::Float32, mode, 1, 16, 16, 16384, 16384, 64, 512, true, true);
@@ -166,8 +189,9 @@ void gate() {
     dalpha.fill(1, N, H, 1, Fill::Normal, 3);
     Buffer<char> sums(decaySumsBytes(1, N, H, ElementType::Float32));
     const GateForward f{ElementType::Float32, 1, N, H, 1e-3, h.in(N, H, 1), beta.in(N, H, 1), alpha.out(N, H, 1)};
-    const GateBackward g{ElementType::Float32, 1, N, H, 1e-3, h.in(N, H, 1), beta.in(N, H, 1), dalpha.in(N, H, 1),
-                         dh.out(N, H, 1), dbeta.out(N, H, 1)};
+    const GateBackward g{
+        ElementType::Float32, 1, N, H, 1e-3, h.in(N, H, 1), beta.in(N, H, 1), dalpha.in(N, H, 1), dh.out(N, H, 1),
+        dbeta.out(N, H, 1)};
     const auto print = [&](const char* pass, double ms) {
       std::printf("gate,fp32,1,%lld,%lld,0,0,1,%s,%.4f,0\n", (long long)H, (long long)N, pass, ms);
     };
@@ -180,8 +204,8 @@ void gate() {
 void decode() {
   for (int64_t w : {512, 4096, 65536})
     for (int64_t B : {1, 16})
-      bench<__nv_bfloat16>("decode M=65536", "bf16", ElementType::BFloat16, FloatMode::Strict, B, 16, 16, 1, 65536, 64, w,
-                           true, false);
+      bench<__nv_bfloat16>("decode M=65536", "bf16", ElementType::BFloat16, FloatMode::Strict, B, 16, 16, 1, 65536, 64,
+                           w, true, false);
 }
 
 /// Each shape a few times, for a profiler.
@@ -200,13 +224,22 @@ int main(int argc, char** argv) {
   }
   std::printf("kernel,type,B,H,N,D,w,gate,pass,ms,TFLOP/s\n");
   for (int i = 1; i < argc; ++i) {
-    if (!std::strcmp(argv[i], "rows")) rows();
-    else if (!std::strcmp(argv[i], "lengths")) lengths();
-    else if (!std::strcmp(argv[i], "gate")) gate();
-    else if (!std::strcmp(argv[i], "decode")) decode();
-    else if (!std::strcmp(argv[i], "once")) once();
+    if (!std::strcmp(argv[i], "--mma"))
+      device.major = 8, device.minor = 0;
+    else if (!std::strcmp(argv[i], "hopper"))
+      hopper();
+    else if (!std::strcmp(argv[i], "rows"))
+      rows();
+    else if (!std::strcmp(argv[i], "lengths"))
+      lengths();
+    else if (!std::strcmp(argv[i], "gate"))
+      gate();
+    else if (!std::strcmp(argv[i], "decode"))
+      decode();
+    else if (!std::strcmp(argv[i], "once"))
+      once();
     else {
-      std::fprintf(stderr, "usage: bench_kernels [rows|lengths|gate|decode|once]...\n");
+      std::fprintf(stderr, "usage: bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...\n");
       return 2;
     }
   }

@@ -48,6 +48,7 @@ enum class Kernel {
   None,     ///< refused
   Plain,    ///< no tensor cores: DOUBLE, sm_75, scales that are not positive
   MmaSync,  ///< mma.sync tensor-core tiles, sm_80 and newer
+  Hopper,   ///< wgmma and TMA, sm_90: HALF and BFLOAT16 with D = Dv = 64 or 128
   Decode    ///< few queries: splits the keys, forward only
 };
 
@@ -57,7 +58,8 @@ struct Selection {
   const char* reason;
 };
 
-/// The one rule; workspace sizes and launches ask it too. (A Hopper kernel takes its place ahead of MmaSync here.)
+/// The one rule; workspace sizes and launches ask it too. It believes `device`: one of a lower compute capability gets
+/// the kernel of that one.
 Selection selectKernel(const AttentionProblem& problem, const Device& device, FloatMode mode, bool backward);
 
 size_t attentionForwardWorkspace(const AttentionForward& params, const Device& device, FloatMode mode);

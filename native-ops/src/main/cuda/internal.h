@@ -118,6 +118,14 @@ template <MmaKind kind>
 cudaError_t launchBackwardMma(const AttentionArgs<typename MmaElement<kind>::type>& args, int head,
                               cudaStream_t stream);
 
+// hopper_*.cu: wgmma and TMA, 16-bit types, `head` 64 or 128 (both head sizes); operands as tensorMapLegal. The
+// backward's warpSums are those of kHopperWarpRows keys.
+constexpr int kHopperWarpRows = 16;
+template <typename T>
+cudaError_t launchForwardHopper(const AttentionArgs<T>& args, int head, int multiprocessors, cudaStream_t stream);
+template <typename T>
+cudaError_t launchBackwardHopper(const AttentionArgs<T>& args, int head, int multiprocessors, cudaStream_t stream);
+
 // plain.cu; F is the type of the arithmetic. rowDelta [B, H, N]; columnSums [B, H, keys], warpSums as dalpha.cu with
 // one key a warp (both null without alpha).
 template <typename T, typename F>
@@ -158,6 +166,9 @@ cudaError_t launchKeyBits(Input mask, ElementType type, int64_t batch, int64_t l
                           cudaStream_t stream);
 
 // rows.cu
+/// Zeros in [batch, rows, heads, width]; Bits is an unsigned type of the element's size.
+template <typename Bits>
+cudaError_t launchZero(Output x, int64_t batch, int64_t rows, int64_t heads, int64_t width, cudaStream_t stream);
 /// Can rows of `width` elements be moved 16 bytes at a time?
 bool rowsAligned(const Input& x, int64_t width, int64_t elementBytes);
 template <typename T>

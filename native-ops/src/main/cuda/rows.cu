@@ -16,6 +16,15 @@ __global__ void packKernel(const T* source, int64_t s0, int64_t s1, int64_t s2, 
   }
 }
 
+/// Bits is an unsigned type of the element's size.
+template <typename Bits>
+__global__ void zeroKernel(Bits* to, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t rows, int64_t heads,
+                           int64_t width, int64_t count) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride)
+    to[i / width / heads / rows * s0 + i / width / heads % rows * s1 + i / width % heads * s2 + i % width * s3] = 0;
+}
+
 struct RowArgs {
   Input o, dO, lse;
   int64_t offset, keyLength, keyFirst, keySpan, queryFirst, querySpan;
@@ -97,6 +106,19 @@ cudaError_t launchPack(Input source, int64_t batch, int64_t rows, int64_t heads,
       rows, heads, static_cast<int>(width), static_cast<int>(paddedWidth), count, packed);
   return lastLaunch();
 }
+
+template <typename Bits>
+cudaError_t launchZero(Output x, int64_t batch, int64_t rows, int64_t heads, int64_t width, cudaStream_t stream) {
+  const int64_t count = batch * rows * heads * width;
+  if (count == 0) return cudaSuccess;
+  const int64_t blocks = std::min<int64_t>(divUp(count, 256), 1 << 20);
+  zeroKernel<Bits><<<static_cast<unsigned>(blocks), 256, 0, stream>>>(
+      static_cast<Bits*>(x.data), x.strides[0], x.strides[1], x.strides[2], x.strides[3], rows, heads, width, count);
+  return lastLaunch();
+}
+template cudaError_t launchZero<uint16_t>(Output, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
+template cudaError_t launchZero<uint32_t>(Output, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
+template cudaError_t launchZero<uint64_t>(Output, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
 
 bool rowsAligned(const Input& x, int64_t width, int64_t elementBytes) {
   return x.strides[3] == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && width * elementBytes % 16 == 0 &&

@@ -1,5 +1,6 @@
 // Which kernel runs, what scratch memory it takes, and the launches in order.
 #include "internal.h"
+#include "tensor_map.h"
 
 namespace gatedfwa::cuda {
 namespace {
@@ -28,6 +29,14 @@ int64_t elementBytes(ElementType type) {
 int paddedHead(const AttentionProblem& p) {
   const int64_t d = std::max(p.headSize, p.valueSize);
   return d <= 64 ? 64 : d <= 128 ? 128 : 256;
+}
+
+/// Compute capability 9.0 alone has wgmma. Operands with strides that TMA does not take are packed, so they do not
+/// count.
+bool hopperTakes(const AttentionProblem& p, const Device& device) {
+  return device.major == 9 && device.minor == 0 &&
+         (p.type == ElementType::Float16 || p.type == ElementType::BFloat16) && p.headSize == p.valueSize &&
+         (p.headSize == 64 || p.headSize == 128) && tensorMapsAvailable();
 }
 
 bool empty(const AttentionProblem& p) { return p.batch == 0 || p.queryLength == 0 || p.heads == 0; }
@@ -79,10 +88,11 @@ const uint64_t* keyBits(Call& call, const AttentionProblem& p, Span keys) {
   return bits;
 }
 
-/// The operand itself where its rows are aligned, else a packed copy.
+/// The operand itself where the kernel can address its rows, else a packed copy.
 template <typename T>
-Rows<T> rows(Call& call, const Input& x, int64_t batch, int64_t length, int64_t heads, int64_t width) {
-  if (rowsAligned(x, width, sizeof(T)))
+Rows<T> rows(Call& call, Kernel kernel, const Input& x, int64_t batch, int64_t length, int64_t heads, int64_t width) {
+  if (kernel == Kernel::Hopper ? tensorMapLegal(x, batch, length, heads, width, sizeof(T))
+                               : rowsAligned(x, width, sizeof(T)))
     return {static_cast<const T*>(x.data), x.strides[0], x.strides[1], x.strides[2], static_cast<int>(width)};
   const int64_t perChunk = 16 / sizeof(T), padded = divUp(width, perChunk) * perChunk;
   T* const packed = call.arena.take<T>(batch * length * heads * padded);
@@ -101,15 +111,15 @@ OutRows<T> outRows(const Output& x, int64_t width) {
 }
 
 template <typename T>
-AttentionArgs<T> commonArgs(Call& call, const AttentionProblem& p, const void* sums) {
+AttentionArgs<T> commonArgs(Call& call, Kernel kernel, const AttentionProblem& p, const void* sums) {
   AttentionArgs<T> a{};
   a.keys = keySpan(p, sums != nullptr);
   a.queries = querySpan(p);
   a.sums = decaySums<float>(call, p, a.keys, sums);
   a.keyBits = keyBits(call, p, a.keys);
-  a.q = rows<T>(call, p.q, p.batch, p.queryLength, p.heads, p.headSize);
-  a.k = rows<T>(call, p.k, p.batch, p.keyLength, p.kvHeads, p.headSize);
-  a.v = rows<T>(call, p.v, p.batch, p.keyLength, p.kvHeads, p.valueSize);
+  a.q = rows<T>(call, kernel, p.q, p.batch, p.queryLength, p.heads, p.headSize);
+  a.k = rows<T>(call, kernel, p.k, p.batch, p.keyLength, p.kvHeads, p.headSize);
+  a.v = rows<T>(call, kernel, p.v, p.batch, p.keyLength, p.kvHeads, p.valueSize);
   a.N = static_cast<int>(p.queryLength);
   a.M = static_cast<int>(p.keyLength);
   a.H = static_cast<int>(p.heads);
@@ -121,23 +131,24 @@ AttentionArgs<T> commonArgs(Call& call, const AttentionProblem& p, const void* s
   return a;
 }
 
-template <MmaKind kind>
-void forwardMma(Call& call, const AttentionForward& p, const void* sums) {
-  using T = typename MmaElement<kind>::type;
-  AttentionArgs<T> a = commonArgs<T>(call, p, sums);
+/// The tensor-core kernels, `launch(args)`.
+template <typename T, typename Launch>
+void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const void* sums, Launch launch) {
+  AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums);
   a.o = outRows<T>(p.o, p.valueSize);
   a.lse = static_cast<float*>(p.lse.data);
   a.lseBatch = p.lse.strides[0];
   a.lseHead = p.lse.strides[1];
   a.lseRow = p.lse.strides[2];
-  call.launch([&] { return launchForwardMma<kind>(a, paddedHead(p), call.stream); });
+  call.launch([&] { return launch(a); });
 }
 
-template <MmaKind kind>
-void backwardMma(Call& call, const AttentionBackward& p, const void* sums) {
-  using T = typename MmaElement<kind>::type;
-  AttentionArgs<T> a = commonArgs<T>(call, p, sums);
-  a.dO = rows<T>(call, p.dO, p.batch, p.queryLength, p.heads, p.valueSize);
+/// `warpRows`: the keys of a warp of the dk/dv kernel.
+template <typename T, typename Launch>
+void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const void* sums, int warpRows,
+                   Launch launch) {
+  AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums);
+  a.dO = rows<T>(call, kernel, p.dO, p.batch, p.queryLength, p.heads, p.valueSize);
   a.dq = outRows<T>(p.dq, p.headSize);
   a.dk = outRows<T>(p.dk, p.headSize);
   a.dv = outRows<T>(p.dv, p.valueSize);
@@ -150,7 +161,6 @@ void backwardMma(Call& call, const AttentionBackward& p, const void* sums) {
   a.rowLse = lse;
   a.rowDecayedLse = decayedLse;
   a.rowDelta = delta;
-  const int head = paddedHead(p), warpRows = tiling(Pass::DkDv, sizeof(T), head).warpRows();
   if (p.alpha.data) {
     a.boundary = dalphaBoundary(a.window);
     a.boundarySlots = dalphaSlots(a.window);
@@ -162,12 +172,39 @@ void backwardMma(Call& call, const AttentionBackward& p, const void* sums) {
     call.launch([&] { return cudaMemsetAsync(a.columnSums, 0, columns * sizeof(float), call.stream); });
     call.launch([&] { return cudaMemsetAsync(a.warpSums, 0, marks * sizeof(float), call.stream); });
   }
-  call.launch([&] { return launchBackwardMma<kind>(a, head, call.stream); });
+  call.launch([&] { return launch(a); });
   if (p.alpha.data)
     call.launch([&] {
       return launchDalpha<float>(p, a.keys, a.queries, a.rowSums, a.columnSums, a.warpSums, warpRows, a.boundary,
                                  a.boundarySlots, call.stream);
     });
+}
+
+template <MmaKind kind>
+void forwardMma(Call& call, const AttentionForward& p, const void* sums) {
+  forwardTiled<typename MmaElement<kind>::type>(call, Kernel::MmaSync, p, sums, [&](const auto& a) {
+    return launchForwardMma<kind>(a, paddedHead(p), call.stream);
+  });
+}
+template <MmaKind kind>
+void backwardMma(Call& call, const AttentionBackward& p, const void* sums) {
+  using T = typename MmaElement<kind>::type;
+  const int head = paddedHead(p);
+  backwardTiled<T>(call, Kernel::MmaSync, p, sums, tiling(Pass::DkDv, sizeof(T), head).warpRows(),
+                   [&](const auto& a) { return launchBackwardMma<kind>(a, head, call.stream); });
+}
+
+template <typename T>
+void forwardHopper(Call& call, const AttentionForward& p, const void* sums, const Device& device) {
+  forwardTiled<T>(call, Kernel::Hopper, p, sums, [&](const auto& a) {
+    return launchForwardHopper<T>(a, paddedHead(p), device.multiprocessors, call.stream);
+  });
+}
+template <typename T>
+void backwardHopper(Call& call, const AttentionBackward& p, const void* sums, const Device& device) {
+  backwardTiled<T>(call, Kernel::Hopper, p, sums, kHopperWarpRows, [&](const auto& a) {
+    return launchBackwardHopper<T>(a, paddedHead(p), device.multiprocessors, call.stream);
+  });
 }
 
 template <typename T, typename F>
@@ -220,7 +257,12 @@ void decode(Call& call, const AttentionForward& p, const Device& device, const v
 void forward(Call& call, Kernel kernel, const AttentionForward& p, const void* sums, const Device& device,
              FloatMode mode) {
   const ElementType type = p.type;
-  if (kernel == Kernel::MmaSync) {
+  if (kernel == Kernel::Hopper) {
+    if (type == ElementType::Float16)
+      forwardHopper<__half>(call, p, sums, device);
+    else
+      forwardHopper<__nv_bfloat16>(call, p, sums, device);
+  } else if (kernel == Kernel::MmaSync) {
     if (type == ElementType::Float16)
       forwardMma<MmaKind::Half>(call, p, sums);
     else if (type == ElementType::BFloat16)
@@ -248,9 +290,15 @@ void forward(Call& call, Kernel kernel, const AttentionForward& p, const void* s
   }
 }
 
-void backward(Call& call, Kernel kernel, const AttentionBackward& p, const void* sums, FloatMode mode) {
+void backward(Call& call, Kernel kernel, const AttentionBackward& p, const void* sums, const Device& device,
+              FloatMode mode) {
   const ElementType type = p.type;
-  if (kernel == Kernel::MmaSync) {
+  if (kernel == Kernel::Hopper) {
+    if (type == ElementType::Float16)
+      backwardHopper<__half>(call, p, sums, device);
+    else
+      backwardHopper<__nv_bfloat16>(call, p, sums, device);
+  } else if (kernel == Kernel::MmaSync) {
     if (type == ElementType::Float16)
       backwardMma<MmaKind::Half>(call, p, sums);
     else if (type == ElementType::BFloat16)
@@ -269,6 +317,26 @@ void backward(Call& call, Kernel kernel, const AttentionBackward& p, const void*
     else
       backwardPlain<float, float>(call, p, sums);
   }
+}
+
+template <typename Bits, typename DecayBits>
+cudaError_t zeroKeyGradients(const AttentionBackward& p, cudaStream_t stream) {
+  cudaError_t e = launchZero<Bits>(p.dk, p.batch, p.keyLength, p.kvHeads, p.headSize, stream);
+  if (e == cudaSuccess) e = launchZero<Bits>(p.dv, p.batch, p.keyLength, p.kvHeads, p.valueSize, stream);
+  if (e == cudaSuccess && p.dalpha.data) e = launchZero<DecayBits>(p.dalpha, p.batch, p.keyLength, p.heads, 1, stream);
+  return e;
+}
+
+/// Without a query the keys have no gradient.
+Result backwardOfNothing(const AttentionBackward& p, cudaStream_t stream) {
+  cudaError_t e;
+  if (p.type == ElementType::Float64)
+    e = zeroKeyGradients<uint64_t, uint64_t>(p, stream);
+  else if (p.type == ElementType::Float32)
+    e = zeroKeyGradients<uint32_t, uint32_t>(p, stream);
+  else
+    e = zeroKeyGradients<uint16_t, uint32_t>(p, stream);
+  return {e == cudaSuccess ? Status::Ok : Status::CudaError, e};
 }
 
 template <typename Body>
@@ -311,6 +379,7 @@ Selection selectKernel(const AttentionProblem& p, const Device& device, FloatMod
       rowsAligned(p.v, p.valueSize, bytes) && p.q.strides[3] == 1)
     return {Kernel::Decode, "few queries: the keys are split"};
   if (device.major < 8) return {Kernel::Plain, "compute capability below 8.0 has no asynchronous copies"};
+  if (hopperTakes(p, device)) return {Kernel::Hopper, "tensor cores, wgmma and TMA"};
   return {Kernel::MmaSync, "tensor cores, mma.sync"};
 }
 
@@ -326,7 +395,7 @@ size_t attentionBackwardWorkspace(const AttentionBackward& p, const Device& devi
   const Selection s = selectKernel(p, device, mode, true);
   if (s.kernel == Kernel::None || empty(p)) return 0;
   Call call{Arena(nullptr), false, nullptr};
-  backward(call, s.kernel, p, nullptr, mode);
+  backward(call, s.kernel, p, nullptr, device, mode);
   return call.arena.used();
 }
 
@@ -339,9 +408,9 @@ Result attentionForwardWithSums(const AttentionForward& p, const void* sums, con
 
 Result attentionBackwardWithSums(const AttentionBackward& p, const void* sums, const Device& device, FloatMode mode,
                                  void* workspace, size_t bytes, cudaStream_t stream) {
-  if (empty(p)) return {};
+  if (empty(p)) return backwardOfNothing(p, stream);
   return execute(selectKernel(p, device, mode, true), workspace, bytes, stream,
-                 [&](Call& call, Kernel kernel) { backward(call, kernel, p, sums, mode); });
+                 [&](Call& call, Kernel kernel) { backward(call, kernel, p, sums, device, mode); });
 }
 
 Result attentionForward(const AttentionForward& p, const Device& device, FloatMode mode, void* workspace, size_t bytes,

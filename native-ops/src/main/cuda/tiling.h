@@ -71,7 +71,45 @@ static_assert(validTilings(Pass::Forward), "a forward tile does not fit");
 static_assert(validTilings(Pass::Dq), "a dq tile does not fit");
 static_assert(validTilings(Pass::DkDv), "a dk/dv tile does not fit");
 
-/// The same as constants, for kernels.
+/// A block of a Hopper kernel (hopper.cuh): `consumers` warp groups that each keep 64 stationary rows, one producer
+/// warp group, and a ring of `stages` pairs of 64-row tiles. `inRegisters`: the consumers hold the stationary operands
+/// of the score products in registers. Registers of a thread are moved from the producers to the consumers.
+struct HopperTiling {
+  int consumers, stages, consumerRegisters, producerRegisters;
+  bool inRegisters;
+};
+
+/// `head` 64 or 128, 16-bit elements.
+constexpr HopperTiling hopperTiling(Pass pass, int head) {
+  switch (pass) {
+    case Pass::Forward:
+      return head == 64 ? HopperTiling{3, 11, 144, 80, true} : HopperTiling{3, 5, 152, 56, false};
+    case Pass::Dq:
+      return head == 64 ? HopperTiling{3, 10, 144, 80, false} : HopperTiling{2, 4, 216, 72, false};
+    case Pass::DkDv:
+      return head == 64 ? HopperTiling{2, 10, 232, 40, true} : HopperTiling{2, 4, 240, 24, false};
+  }
+  return {};
+}
+
+template <Pass pass, int head>
+struct HopperTile {
+  static constexpr HopperTiling kTiling = hopperTiling(pass, head);
+  static constexpr int consumers = kTiling.consumers, stages = kTiling.stages, rows = consumers * kSumTile;
+  static constexpr bool inRegisters = kTiling.inRegisters;
+  static constexpr int threads = 128 * (1 + consumers);
+  static constexpr int consumerRegisters = kTiling.consumerRegisters, producerRegisters = kTiling.producerRegisters;
+  static constexpr int stationaryTiles = pass == Pass::Forward ? 1 : 2, tileBytes = kSumTile * head * 2;
+  static constexpr int termBytes = pass == Pass::DkDv ? 1040 : 544;  ///< of a stage
+  static constexpr int barriers = 3 * stages + 2 * consumers;
+  static constexpr int shared =
+      (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes + 8 * barriers + 2 * threads;
+  static_assert(shared <= 227 * 1024, "a Hopper tile does not fit");
+  static_assert(consumers * consumerRegisters + producerRegisters <= 65536 / threads / 8 * 8 * (1 + consumers),
+                "more registers than the block starts with");
+};
+
+/// The mma.sync tiles as constants, for kernels.
 template <Pass pass, int elementBytes, int head>
 struct Tile {
   static constexpr Tiling kTiling = tiling(pass, elementBytes, head);

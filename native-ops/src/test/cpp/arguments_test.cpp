@@ -1,60 +1,16 @@
 // The checks between a framework and the kernels: what is refused and with which words, and, by brute force, that no
 // accepted call has two operands meet in memory.
-#include "op/arguments.h"
-
 #include <cmath>
-#include <cstdio>
-#include <functional>
 #include <limits>
 #include <random>
 #include <set>
-#include <stdexcept>
-#include <string>
+
+#include "test_arguments.h"
 
 namespace {
 
 using namespace gatedfwa;
-
-int failures = 0, checks = 0;
-
-void expect(bool holds, const std::string& what) {
-  checks++;
-  if (holds) return;
-  failures++;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-/// The message of the std::invalid_argument, or "" if there is none.
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-    return "";
-  } catch (const std::invalid_argument& e) {
-    return e.what();
-  }
-}
-
-void expectRefusal(const std::string& op, const std::string& message, const std::function<void()>& call) {
-  const std::string came = refusal(call);
-  expect(came.rfind(op + ": ", 0) == 0 && came.find(message) != std::string::npos,
-         "expected \"" + op + ": .." + message + "\", got \"" + came + "\"");
-}
-
-/// Room that arrays can pretend to lie in.
-char memory[1 << 20];
-size_t taken = 0;
-
-ArrayView array(DataType type, std::vector<int64_t> shape) {
-  ArrayView view;
-  view.type = type;
-  view.strides.resize(shape.size());
-  int64_t count = 1;
-  for (size_t i = shape.size(); i-- > 0; count *= shape[i]) view.strides[i] = count;
-  view.shape = std::move(shape);
-  view.data = memory + taken;
-  taken += static_cast<size_t>(count) * 8;
-  return view;
-}
+using namespace gatedfwa::test;
 
 struct Call {
   OpArguments arguments;
@@ -197,6 +153,17 @@ void acceptedOperandsNeverMeet() {
   std::printf("accepted %d of %d calls whose operands are apart\n", accepted, apart);
 }
 
+void everyAxisHasItsStride() {
+  for (const size_t strides : {3u, 5u}) {
+    Call call = forwardCall();
+    call.outputs[0].strides.resize(strides, 1);
+    expectRefusal("gated_fwa", "o has " + std::to_string(strides) + " strides; expected 4", [&] { call.forward(); });
+    call = forwardCall();
+    call.arguments.inputs[1].strides.resize(strides, 1);
+    expectRefusal("gated_fwa", "k has shape", [&] { call.forward(); });
+  }
+}
+
 void emptyArraysNeedNoData() {
   OpArguments gate;
   gate.inputs = {array(DataType::Float, {0, 5, 4}), array(DataType::Float, {0, 5, 4})};
@@ -212,6 +179,7 @@ int main() {
   outputShapesFollowTheInputs();
   wrongCallsAreRefused();
   acceptedOperandsNeverMeet();
+  everyAxisHasItsStride();
   emptyArraysNeedNoData();
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures == 0 ? 0 : 1;

@@ -16,6 +16,7 @@
 
 #include "cpu/cpu_kernels.h"
 #include "dense_oracle.h"
+#include "thread_executor.h"
 
 namespace {
 
@@ -147,15 +148,6 @@ struct Buffer {
     return tensor;
   }
 };
-
-cpu::Executor threads(int count) {
-  return {count, [](int workers, const std::function<void(int)>& body) {
-            std::vector<std::thread> all;
-            for (int i = 1; i < workers; i++) all.emplace_back(body, i);
-            body(0);
-            for (std::thread& thread : all) thread.join();
-          }};
-}
 
 /// |x - reference| / |reference|, 0 if the two differ by no more than `unit` per element.
 double relativeError(const std::vector<double>& x, const std::vector<double>& reference, double unit) {

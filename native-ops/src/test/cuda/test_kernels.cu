@@ -11,8 +11,10 @@
 #include <sstream>
 #include <string>
 
+#include "accuracy.h"
 #include "device_array.h"
 #include "gatedfwa_cuda.h"
+#include "golden.h"
 #include "oracle.h"
 
 using namespace gatedfwa;
@@ -29,38 +31,6 @@ void check(bool ok, const std::string& what) {
   ++(ok ? passed : failed);
   if (!ok) std::printf("FAILED %s\n", what.c_str());
 }
-
-template <typename T>
-struct TypeOf;
-template <>
-struct TypeOf<float> {
-  static constexpr ElementType type = ElementType::Float32;
-  static constexpr const char* name = "FLOAT";
-};
-template <>
-struct TypeOf<double> {
-  static constexpr ElementType type = ElementType::Float64;
-  static constexpr const char* name = "DOUBLE";
-};
-template <>
-struct TypeOf<__half> {
-  static constexpr ElementType type = ElementType::Float16;
-  static constexpr const char* name = "HALF";
-};
-template <>
-struct TypeOf<__nv_bfloat16> {
-  static constexpr ElementType type = ElementType::BFloat16;
-  static constexpr const char* name = "BFLOAT16";
-};
-
-template <typename T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
 
 enum class Layout { Dense, HeadsFirst, Padded, Unaligned, LastStride2 };
 
@@ -168,50 +138,22 @@ struct Case {
   double inputs = 1;
   Layout layout = Layout::Dense;
   FloatMode mode = FloatMode::Strict;
-  bool plain = false;  ///< as on sm_75
+  int capability = 0;  ///< 75, 80: the kernels of that compute capability; 0: the device's
   bool boolMask = false;
 };
 
+std::string typeName(const Case& c, const char* type) {
+  return std::string(type) + (c.mode == FloatMode::Tf32 ? "/tf32" : "") +
+         (c.capability ? "/sm_" + std::to_string(c.capability) : "");
+}
+
 std::string describe(const Case& c, const char* type) {
   std::ostringstream s;
-  s << type << (c.mode == FloatMode::Tf32 ? "/tf32" : "") << (c.plain ? "/plain" : "") << " B" << c.shape.B << " N"
-    << c.shape.N << " M" << c.shape.M << " H" << c.shape.H << "/" << c.shape.Hkv << " D" << c.shape.D << "/"
-    << c.shape.Dv << " w" << c.shape.window << " decay" << (c.hasAlpha ? static_cast<int>(c.decay) : -1) << " mask"
-    << c.mask << " x" << c.inputs << " layout" << static_cast<int>(c.layout);
+  s << typeName(c, type) << " B" << c.shape.B << " N" << c.shape.N << " M" << c.shape.M << " H" << c.shape.H << "/"
+    << c.shape.Hkv << " D" << c.shape.D << "/" << c.shape.Dv << " w" << c.shape.window << " decay"
+    << (c.hasAlpha ? static_cast<int>(c.decay) : -1) << " mask" << c.mask << " x" << c.inputs << " layout"
+    << static_cast<int>(c.layout);
   return s.str();
-}
-
-double bound(ElementType type, FloatMode mode) {
-  switch (type) {
-    case ElementType::Float64:
-      return 1e-12;
-    case ElementType::Float32:
-      return mode == FloatMode::Strict ? 2e-6 : 2e-3;
-    case ElementType::Float16:
-      return 2e-3;
-    default:
-      return 1.5e-2;
-  }
-}
-
-double norm(const std::vector<double>& x) {
-  double sum = 0;
-  for (double v : x)
-    if (std::isfinite(v)) sum += v * v;
-  return std::sqrt(sum);
-}
-
-/// ||x - ref||; infinities must agree, NaN never passes.
-double distance(const std::vector<double>& x, const std::vector<double>& ref) {
-  double sum = 0;
-  for (size_t i = 0; i < ref.size(); ++i) {
-    if (std::isinf(ref[i]) || std::isinf(x[i])) {
-      if (x[i] != ref[i]) return std::numeric_limits<double>::infinity();
-      continue;
-    }
-    sum += (x[i] - ref[i]) * (x[i] - ref[i]);
-  }
-  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : std::sqrt(sum);
 }
 
 void compare(const std::string& what, const std::string& key, const char* tensor, const std::vector<double>& x,
@@ -225,11 +167,6 @@ void compare(const std::string& what, const std::string& key, const char* tensor
   w = std::max(w, allowed > 0 ? error / allowed : (error > 0 ? 1e9 : 0));
   check(error <= allowed, what + " " + tensor + ": error " + std::to_string(relative * 1e6) + "e-6, allowed " +
                               std::to_string(allowed / (size > 0 ? size : 1) * 1e6) + "e-6");
-}
-
-template <typename T>
-double roundTo(double x) {
-  return widen(convert<T>(x));
 }
 
 /// The operands of one problem on the device, and both calls.
@@ -263,9 +200,9 @@ struct Call {
         mask(s.B, s.M, 1, 1, c.layout),
         boolMask(s.B, s.M, 1, 1, c.layout),
         target(device) {
-    if (c.plain) {
-      target.major = 7;
-      target.minor = 5;
+    if (c.capability) {
+      target.major = c.capability / 10;
+      target.minor = c.capability % 10;
     }
     AttentionProblem& p = forward;
     p.type = TypeOf<T>::type;
@@ -339,23 +276,9 @@ struct Call {
 template <typename T>
 void compareAll(Call<T>& call, const std::string& what, const Problem& x, const Gradients& ref) {
   const Case& c = call.c;
-  using F = typename Wide<T>::type;
-  const bool tf32 = c.mode == FloatMode::Tf32;
-  const auto same = [](F y) { return y; };
-  const auto toType = [](F y) { return static_cast<F>(roundTo<T>(y)); };
-  const auto toTf32 = [](F y) {
-    const float f = static_cast<float>(y);
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    bits = (bits + 0x1000) & ~0x1fffu;
-    float g;
-    std::memcpy(&g, &bits, 4);
-    return static_cast<F>(g);
-  };
-  const Gradients yard = tf32 ? dense<F>(x, toTf32, toTf32, same) : dense<F>(x, toType, same, toType);
+  const Gradients yard = yardstick<T>(x, c.mode);
   const double limit = bound(TypeOf<T>::type, c.mode);
-  const std::string key =
-      std::string(TypeOf<T>::name) + (c.mode == FloatMode::Tf32 ? "/tf32" : "") + (c.plain ? "/plain" : "");
+  const std::string key = typeName(c, TypeOf<T>::name);
   // Where a gradient cancels to nothing (w = 1: dS = 0) what remains is rounding of terms the size of dv's.
   const double floor =
       0.1 * limit * norm(ref.dv) * std::sqrt(std::max<double>(64, std::max(c.shape.D, c.shape.Dv)) / 64);
@@ -389,7 +312,7 @@ void runCase(const Case& c) {
 }
 
 template <typename T>
-void runShapes(FloatMode mode, bool plain, bool quick) {
+void runShapes(FloatMode mode, int capability, bool quick) {
   const auto shape = [](int64_t B, int64_t N, int64_t M, int64_t H, int64_t Hkv, int64_t D, int64_t Dv, int64_t w) {
     return Shape{B, N, M, H, Hkv, D, Dv, w, 1 / std::sqrt(static_cast<double>(D))};
   };
@@ -397,16 +320,26 @@ void runShapes(FloatMode mode, bool plain, bool quick) {
   const auto add = [&](Shape s) -> Case& {
     cases.push_back({s});
     cases.back().mode = mode;
-    cases.back().plain = plain;
+    cases.back().capability = capability;
     return cases.back();
   };
   // Lengths and windows around tile edges.
   for (int64_t N : {1, 3, 63, 64, 65, 113, 127, 128, 129, 239, 1023})
     for (int64_t w : {1, 17, 64, 65, 128, 5000}) {
-      if ((quick || plain) && (N + w) % 3 != 0) continue;
+      if ((quick || capability) && (N + w) % 3 != 0) continue;
       add(shape(1, N, N, 2, 1, 64, 64, w));
     }
   for (int64_t w : {2, 31, 32, 33, 63, 127, 129, 191, 512}) add(shape(1, 300, 300, 1, 1, 64, 64, w));
+  // The same around the Hopper kernels' blocks of two and three tiles, and more work than multiprocessors.
+  if (sizeof(T) == 2)
+    for (int64_t D : {64, 128}) {
+      for (int64_t N : {1, 5, 63, 65, 128, 191, 192, 193, 257, 383, 385, 1025})
+        for (int64_t w : {1, 63, 64, 65, 129, 600})
+          if (!quick || (N + w) % 3 == 0) add(shape(1, N, N, 2, 1, D, D, w));
+      for (int64_t N : {6, 63, 64, 65, 130, 200}) add(shape(1, N, 531, 2, 2, D, D, 97));
+      for (int64_t G : {1, 2, 4, 8}) add(shape(2, 150, 200, 8, 8 / G, D, D, 70));
+      add(shape(3, 700, 700, 32, 16, D, D, 130));
+    }
   // Head sizes, equal and not, multiples of 8 and not.
   for (int64_t D : {1, 8, 20, 32, 64, 72, 96, 128, 136, 200, 256}) add(shape(1, 150, 150, 2, 2, D, D, 70));
   add(shape(1, 150, 150, 2, 1, 64, 128, 70));
@@ -430,6 +363,7 @@ void runShapes(FloatMode mode, bool plain, bool quick) {
   add(shape(1, 333, 333, 2, 1, 64, 64, 150)).hasAlpha = false;
   add(shape(1, 3, 333, 2, 1, 64, 64, 150)).hasAlpha = false;
   for (Fill f : {Fill::LargeDecay, Fill::Resets}) add(shape(2, 3, 1000, 2, 1, 64, 64, 700)).decay = f;
+  add(shape(2, 200, 500, 2, 1, 128, 128, 150)).hasAlpha = false;
   // Masks: random, whole tiles, left padding (lse far below 0 with decays).
   for (int mask : {1, 2, 3})
     for (Fill f : {Fill::SmallDecay, Fill::LargeDecay, Fill::Resets})
@@ -440,6 +374,14 @@ void runShapes(FloatMode mode, bool plain, bool quick) {
         c.boolMask = mask == 2;
       }
   add(shape(1, 400, 400, 2, 1, 128, 128, 64)).mask = 2;
+  for (int mask : {1, 2, 3})
+    for (bool gated : {true, false})
+      for (int64_t D : {64, 128}) {
+        Case& c = add(shape(2, 250, 450, 4, 2, D, D, 200));
+        c.mask = mask;
+        c.hasAlpha = gated;
+        c.decay = Fill::Resets;
+      }
   add(shape(1, 400, 400, 2, 1, 256, 256, 64)).mask = 2;
   // Large inputs.
   for (int64_t D : {64, 128, 256}) add(shape(1, 333, 333, 2, 1, D, D, 150)).inputs = 6;
@@ -453,6 +395,7 @@ void runShapes(FloatMode mode, bool plain, bool quick) {
     add(shape(2, 130, 200, 4, 2, 64, 64, 90)).layout = l;
     add(shape(2, 2, 200, 4, 2, 64, 64, 90)).layout = l;
     add(shape(1, 130, 130, 2, 1, 40, 24, 90)).layout = l;
+    add(shape(2, 130, 200, 4, 2, 128, 128, 90)).layout = l;
   }
   // A scale of the caller's.
   add(shape(1, 200, 200, 2, 1, 64, 64, 90)).shape.scale = 0.7;
@@ -494,7 +437,7 @@ double runLong(int64_t M, int64_t H, int64_t D, int64_t w, FloatMode mode, Fill 
     return std::vector<double>(y.end() - rows * width, y.end());
   };
   const double limit = bound(TypeOf<T>::type, mode);
-  const std::string key = std::string(TypeOf<T>::name) + (mode == FloatMode::Tf32 ? "/tf32" : "") + " long";
+  const std::string key = typeName(c, TypeOf<T>::name) + " long";
   const auto o = tail(call.o, rows, D), dalpha = tail(call.dalpha, rows, 1);
   compare(what, key, "o", o, ref.o, nullptr, limit, 0);
   compare(what, key, "dq", tail(call.dq, rows, D), ref.dq, nullptr, limit, 0);
@@ -545,9 +488,11 @@ void runReruns(const Case& c, int reruns) {
 
 /// A NaN in a key shows in the rows that see it, and in no row of another tile. A NaN under the mask shows nowhere.
 template <typename T>
-void runNan(FloatMode mode) {
+void runNan(FloatMode mode, int capability = 0) {
   Case c{{1, 400, 400, 1, 1, 64, 64, 64, 0.125}};
+  if (std::string("NaN " + typeName(c, TypeOf<T>::name)).find(only) == std::string::npos) return;
   c.mode = mode;
+  c.capability = capability;
   c.mask = 1;
   Call<T> call(c);
   call.fill();
@@ -635,6 +580,37 @@ void runFusedSums() {
   check(o == call.o.values() && dk == call.dk.values() && dalpha == call.dalpha.values(), "fused sums: other bits");
 }
 
+/// Which kernel takes which problem on this device.
+void runSelection() {
+  const auto kernel = [&](ElementType type, int64_t N, int64_t D, int64_t Dv, bool backward, int capability) {
+    Device target = device;
+    if (capability) target.major = capability / 10, target.minor = capability % 10;
+    AttentionProblem p{};
+    p.type = p.maskType = type;
+    p.batch = p.heads = p.kvHeads = 1;
+    p.queryLength = p.keyLength = N;
+    p.headSize = D;
+    p.valueSize = Dv;
+    p.window = 8;
+    p.scale = 0.1;
+    p.q.strides[3] = p.k.strides[3] = p.v.strides[3] = 1;
+    return selectKernel(p, target, FloatMode::Strict, backward).kernel;
+  };
+  const Kernel fast = device.major == 9 && device.minor == 0 ? Kernel::Hopper : Kernel::MmaSync;
+  for (ElementType type : {ElementType::Float16, ElementType::BFloat16})
+    for (int64_t D : {64, 128})
+      for (bool backward : {false, true}) {
+        check(kernel(type, 100, D, D, backward, 0) == fast, "selection: 16-bit types, D = Dv = 64 or 128");
+        check(kernel(type, 100, D, D, backward, 80) == Kernel::MmaSync, "selection: sm_80");
+        check(kernel(type, 100, D, D, backward, 75) == Kernel::Plain, "selection: sm_75");
+      }
+  check(kernel(ElementType::BFloat16, 100, 64, 128, false, 0) == Kernel::MmaSync, "selection: D != Dv");
+  check(kernel(ElementType::BFloat16, 100, 96, 96, false, 0) == Kernel::MmaSync, "selection: D = 96");
+  check(kernel(ElementType::BFloat16, 3, 64, 64, false, 0) == Kernel::Decode, "selection: three queries");
+  check(kernel(ElementType::Float32, 100, 64, 64, false, 0) == Kernel::MmaSync, "selection: FLOAT");
+  check(kernel(ElementType::Float64, 100, 64, 64, false, 0) == Kernel::Plain, "selection: DOUBLE");
+}
+
 void runRefusals() {
   Case c{{1, 10, 10, 1, 1, 64, 64, 5, 0.125}};
   Call<float> call(c);
@@ -653,50 +629,26 @@ void runRefusals() {
   AttentionForward empty = call.forward;
   empty.batch = 0;
   check(attentionForward(empty, device, c.mode, nullptr, 0, nullptr).status == Status::Ok, "empty batch");
+  call.poison();
+  AttentionBackward noQuery = call.backward;
+  noQuery.queryLength = 0;
+  check(attentionBackward(noQuery, device, c.mode, nullptr, 0, nullptr).status == Status::Ok, "no query");
+  CHECK(cudaDeviceSynchronize());
+  const auto isZero = [](const std::vector<double>& x) {
+    return std::all_of(x.begin(), x.end(), [](double y) { return y == 0; });
+  };
+  check(isZero(call.dk.values()) && isZero(call.dv.values()) && isZero(call.dalpha.values()),
+        "no query: gradients of the keys");
+  check(call.dk.surroundingsIntact() && call.dv.surroundingsIntact() && call.dalpha.surroundingsIntact(),
+        "no query: wrote outside");
 }
 
 // ---- golden cases
 // -----------------------------------------------------------------------------------------------------
 
-std::vector<double> readNpy(const std::string& path, std::vector<int64_t>* shape) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return {};
-  char head[10];
-  in.read(head, 10);
-  const int size = static_cast<unsigned char>(head[8]) | static_cast<unsigned char>(head[9]) << 8;
-  std::string header(size, ' ');
-  in.read(&header[0], size);
-  const std::string dims = header.substr(header.find('(') + 1, header.find(')') - header.find('(') - 1);
-  std::stringstream stream(dims);
-  int64_t count = 1;
-  shape->clear();
-  for (std::string d; std::getline(stream, d, ',');)
-    if (d.find_first_not_of(' ') != std::string::npos) {
-      shape->push_back(std::stoll(d));
-      count *= shape->back();
-    }
-  std::vector<double> x(count);
-  if (header.find("<f8") != std::string::npos) {
-    in.read(reinterpret_cast<char*>(x.data()), count * 8);
-  } else if (header.find("|b1") != std::string::npos || header.find("|u1") != std::string::npos) {
-    std::vector<char> raw(count);
-    in.read(raw.data(), count);
-    std::copy(raw.begin(), raw.end(), x.begin());
-  } else {
-    std::fprintf(stderr, "%s: unexpected type in %s\n", path.c_str(), header.c_str());
-    std::exit(2);
-  }
-  return x;
-}
-
-double jsonNumber(const std::string& json, const std::string& key) {
-  return std::stod(json.substr(json.find(':', json.find("\"" + key + "\"")) + 1));
-}
-
 template <typename T>
 void runGolden(const std::string& folder, FloatMode mode) {
-  for (const char* name :
-       {"basic", "chunk_with_cache", "decode_step", "gqa", "masked", "no_gate", "window_covers_all", "window_one"}) {
+  for (const char* name : kGoldenCases) {
     const std::string at = folder + "/" + name + "/";
     std::ifstream file(at + "case.json");
     check(static_cast<bool>(file), "golden case " + at);
@@ -752,20 +704,24 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "no CUDA device\n");
     return 2;
   }
-  runShapes<__nv_bfloat16>(FloatMode::Strict, false, quick);
-  runShapes<__half>(FloatMode::Strict, false, true);
-  runShapes<float>(FloatMode::Strict, false, quick);
-  runShapes<float>(FloatMode::Tf32, false, true);
+  runSelection();
+  runShapes<__nv_bfloat16>(FloatMode::Strict, 0, quick);
+  runShapes<__half>(FloatMode::Strict, 0, true);
+  runShapes<__nv_bfloat16>(FloatMode::Strict, 80, true);
+  runShapes<float>(FloatMode::Strict, 0, quick);
+  runShapes<float>(FloatMode::Tf32, 0, true);
   if (!quick) {
-    runShapes<float>(FloatMode::Strict, true, true);
-    runShapes<__nv_bfloat16>(FloatMode::Strict, true, true);
+    runShapes<__half>(FloatMode::Strict, 80, true);
+    runShapes<float>(FloatMode::Strict, 75, true);
+    runShapes<__nv_bfloat16>(FloatMode::Strict, 75, true);
   }
-  runShapes<double>(FloatMode::Strict, false, true);
+  runShapes<double>(FloatMode::Strict, 0, true);
   runGate<float>();
   runGate<double>();
   runFusedSums();
   runRefusals();
   runNan<__nv_bfloat16>(FloatMode::Strict);
+  runNan<__nv_bfloat16>(FloatMode::Strict, 80);
   runNan<__half>(FloatMode::Strict);
   runNan<float>(FloatMode::Strict);
   if (!golden.empty()) {

@@ -558,24 +558,16 @@ struct Backward {
         store(total, load(total) + columns[v]);
       }
       const int64_t keys = least(kWidth, tile.keys - lane);
-      add(finite, keys, buffers.valueColumns, end - begin, Left<A>{weight, 1, kSize}, dO.data + begin * dO.ld, dO.ld,
-          tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
-      add(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld,
-          tile.buffers.dk + lane * buffers.headColumns, buffers.headColumns);
+      addGuarded(finite, keys, buffers.valueColumns, end - begin, Left<A>{weight, 1, kSize}, dO.data + begin * dO.ld,
+                 dO.ld, tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
+      addGuarded(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld,
+                 tile.buffers.dk + lane * buffers.headColumns, buffers.headColumns);
     }
     if (p.dalpha.data)
       for (int64_t i = 0; i < x.rows; i++) buffers.rowSum[i] = sumOfRow(buffers.dS + i * kSize, tile.panels);
     if constexpr (kAddsToDq)
-      add(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
-          buffers.dq, buffers.headColumns);
-  }
-
-  static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,
-                  int64_t ldc) {
-    if (finite)
-      addProduct(rows, columns, depth, a, b, ldb, c, ldc);
-    else
-      addProductOfVisible(rows, columns, depth, a, b, ldb, c, ldc);
+      addGuarded(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
+                 buffers.dq, buffers.headColumns);
   }
 
   static A sumOfRow(const A* row, int64_t panels) {

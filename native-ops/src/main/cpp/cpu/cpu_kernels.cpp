@@ -26,18 +26,33 @@ const AttentionKernels& kernelsFor(InstructionSet set) {
   }
 }
 
+const NsaKernels& nsaKernelsFor(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::Avx512:
+      return avx512NsaKernels();
+    case InstructionSet::Avx2:
+      return avx2NsaKernels();
+    default:
+      return plainNsaKernels();
+  }
+}
+
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
+std::unique_ptr<char, Free> allocate(size_t bytes) {
+  constexpr size_t kPage = 4096;
+  std::unique_ptr<char, Free> memory(
+      static_cast<char*>(std::aligned_alloc(kPage, std::max<size_t>(1, (bytes + kPage - 1) / kPage) * kPage)));
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
 void runPlan(const Plan& plan, const void* params, const Executor& executor) {
   const int most = static_cast<int>(std::min<double>(std::max(1, executor.workers), plan.flops / kFlopsPerWorker + 1));
   const size_t stride = (plan.scratchBytes + 4095) / 4096 * 4096;
-  std::unique_ptr<char, Free> scratch;
-  if (stride > 0) {
-    scratch.reset(static_cast<char*>(std::aligned_alloc(4096, stride * static_cast<size_t>(most))));
-    if (!scratch) throw std::bad_alloc();
-  }
+  const std::unique_ptr<char, Free> scratch = allocate(stride * static_cast<size_t>(most));
   for (int i = 0; i < plan.phaseCount; i++) {
     const Phase& phase = plan.phases[i];
     const int workers = static_cast<int>(std::min<int64_t>(most, phase.items));
@@ -52,6 +67,13 @@ void runPlan(const Plan& plan, const void* params, const Executor& executor) {
       executor.run(workers, body);
     }
   }
+}
+
+template <typename Params>
+void runWithWorkspace(const Plan& plan, Params params, const Executor& executor) {
+  const std::unique_ptr<char, Free> workspace = allocate(plan.workspaceBytes);
+  params.workspace = workspace.get();
+  runPlan(plan, &params, executor);
 }
 
 template <typename Params>
@@ -149,6 +171,26 @@ void gateForward(const GateForward& params, const Executor& executor, Instructio
 
 void gateBackward(const GateBackward& params, const Executor& executor, InstructionSet) {
   runGate(params, executor, gateBackwardItem<float>, gateBackwardItem<double>);
+}
+
+void nsaCompressedForward(const NsaCompressedForward& params, const Executor& executor, InstructionSet set) {
+  runPlan(nsaKernelsFor(set).compressedForward(params), &params, executor);
+}
+
+void nsaCompressedBackward(const NsaCompressedBackward& params, const Executor& executor, InstructionSet set) {
+  runWithWorkspace(nsaKernelsFor(set).compressedBackward(params), params, executor);
+}
+
+void nsaSelect(const NsaSelect& params, const Executor& executor, InstructionSet set) {
+  runPlan(nsaKernelsFor(set).select(params), &params, executor);
+}
+
+void nsaSelectedForward(const NsaSelectedForward& params, const Executor& executor, InstructionSet set) {
+  runPlan(nsaKernelsFor(set).selectedForward(params), &params, executor);
+}
+
+void nsaSelectedBackward(const NsaSelectedBackward& params, const Executor& executor, InstructionSet set) {
+  runWithWorkspace(nsaKernelsFor(set).selectedBackward(params), params, executor);
 }
 
 }  // namespace gatedfwa::cpu

@@ -1,18 +1,11 @@
 // The CPU kernels' door: what an op adapter calls.
 #pragma once
 
-#include <functional>
-
+#include "kernel/executor.h"
+#include "kernel/nsa_params.h"
 #include "kernel/params.h"
 
 namespace gatedfwa::cpu {
-
-/// Where a kernel's workers run. `run(n, body)` calls body(0) .. body(n-1), concurrently as far as it can, and
-/// returns when all have returned. Workers share work dynamically; results do not depend on their number.
-struct Executor {
-  int workers;
-  std::function<void(int workers, const std::function<void(int worker)>& body)> run;
-};
 
 enum class InstructionSet { Plain, Avx2, Avx512 };
 
@@ -25,5 +18,10 @@ void attentionForward(const AttentionForward& params, const Executor& executor, 
 void attentionBackward(const AttentionBackward& params, const Executor& executor, InstructionSet set);
 void gateForward(const GateForward& params, const Executor& executor, InstructionSet set);
 void gateBackward(const GateBackward& params, const Executor& executor, InstructionSet set);
+void nsaCompressedForward(const NsaCompressedForward& params, const Executor& executor, InstructionSet set);
+void nsaCompressedBackward(const NsaCompressedBackward& params, const Executor& executor, InstructionSet set);
+void nsaSelect(const NsaSelect& params, const Executor& executor, InstructionSet set);
+void nsaSelectedForward(const NsaSelectedForward& params, const Executor& executor, InstructionSet set);
+void nsaSelectedBackward(const NsaSelectedBackward& params, const Executor& executor, InstructionSet set);
 
 }  // namespace gatedfwa::cpu

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernel/nsa_params.h"
 #include "kernel/params.h"
 
 namespace gatedfwa::cpu {
@@ -18,8 +19,9 @@ struct Phase {
 
 struct Plan {
   static constexpr int kMaxPhases = 6;
-  size_t scratchBytes = 0;  ///< of one worker, 64-byte aligned
-  double flops = 0;         ///< of the whole plan, to choose how many workers pay
+  size_t scratchBytes = 0;    ///< of one worker, 64-byte aligned
+  size_t workspaceBytes = 0;  ///< of the whole call, for what one phase leaves to the next; 64-byte aligned
+  double flops = 0;           ///< of the whole plan, to choose how many workers pay
   int phaseCount = 0;
   Phase phases[kMaxPhases] = {};
 
@@ -37,5 +39,18 @@ struct AttentionKernels {
 const AttentionKernels& plainKernels();
 const AttentionKernels& avx2Kernels();
 const AttentionKernels& avx512Kernels();
+
+/// One per instruction set; see nsa_instruction_set_*.cpp.
+struct NsaKernels {
+  Plan (*compressedForward)(const NsaCompressedForward&);
+  Plan (*compressedBackward)(const NsaCompressedBackward&);
+  Plan (*select)(const NsaSelect&);
+  Plan (*selectedForward)(const NsaSelectedForward&);
+  Plan (*selectedBackward)(const NsaSelectedBackward&);
+};
+
+const NsaKernels& plainNsaKernels();
+const NsaKernels& avx2NsaKernels();
+const NsaKernels& avx512NsaKernels();
 
 }  // namespace gatedfwa::cpu

@@ -119,4 +119,14 @@ void addProductOfVisible(int64_t rows, int64_t columns, int64_t depth, Left<A> a
     }
 }
 
+/// The same, the slow way only where it is needed: `finite` says that b is finite or that all pairs are visible.
+template <typename A>
+void addGuarded(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,
+                int64_t ldc) {
+  if (finite)
+    addProduct(rows, columns, depth, a, b, ldb, c, ldc);
+  else
+    addProductOfVisible(rows, columns, depth, a, b, ldb, c, ldc);
+}
+
 }  // namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET

@@ -7,6 +7,8 @@
 #include <functional>
 #include <vector>
 
+struct CUstream_st;  // a cudaStream_t points to one
+
 #pragma GCC visibility push(default)
 
 namespace sd {
@@ -16,7 +18,7 @@ using LongType = long long;
 enum class Status : int { OK = 0 };
 
 /// As org.nd4j.linalg.api.buffer.DataType numbers them.
-enum DataType : int { BOOL = 1, HALF = 3, FLOAT32 = 5, DOUBLE = 6, BFLOAT16 = 17 };
+enum DataType : int { BOOL = 1, HALF = 3, FLOAT32 = 5, DOUBLE = 6, INT32 = 9, BFLOAT16 = 17 };
 
 /// Bits of the type word of a shapeInfo: see org.nd4j.linalg.api.shape.options.ArrayOptionsHelper.
 namespace flags {
@@ -63,6 +65,24 @@ class NDArray {
   void* bufferWithOffset(LongType offset);
   /// rank, shape.., strides.., type flags, element-wise stride, order
   std::vector<LongType> getShapeInfoAsVector() const;
+
+  // Of libnd4jcuda.so only. An array may have its elements on the host, on a device, or on both; libnd4j counts who
+  // wrote last.
+  /// As bufferWithOffset, on the device.
+  void* specialBufferWithOffset(LongType offset);
+  /// Brings what is read up to date on the calling thread's device, and allocates what is written there; with
+  /// `synchronizeWritten` that is brought up to date too. Null arrays are skipped. Throws std::runtime_error.
+  static void prepareSpecialUse(const std::vector<const NDArray*>& written, const std::vector<const NDArray*>& read,
+                                bool synchronizeWritten);
+  /// From now on the device has the latest elements of what was written.
+  static void registerSpecialUse(const std::vector<const NDArray*>& written, const std::vector<const NDArray*>& read);
+};
+
+/// Of libnd4jcuda.so only.
+class LaunchContext {
+ public:
+  /// Of the calling thread, on its device; created at the thread's first call. Throws std::runtime_error.
+  CUstream_st** getCudaStream() const;
 };
 
 namespace graph {
@@ -79,6 +99,7 @@ class Context : public ContextPrototype {
  public:
   std::vector<NDArray*>& fastpath_in();
   std::vector<NDArray*>& fastpath_out();
+  LaunchContext* launchContext();
 };
 
 }  // namespace graph

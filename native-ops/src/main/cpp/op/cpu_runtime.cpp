@@ -26,8 +26,8 @@ const char* nameOf(cpu::InstructionSet set) {
 
 }  // namespace
 
-cpu::Executor nd4jExecutor() {
-  cpu::Executor executor;
+Executor nd4jExecutor() {
+  Executor executor;
   executor.workers = std::max(1, sd::Environment::getInstance().maxMasterThreads());
   executor.run = [](int workers, const std::function<void(int)>& body) {
     if (workers <= 0) return;

@@ -8,7 +8,7 @@
 namespace gatedfwa {
 
 /// As many workers as ND4J is set to use, from its own pool.
-cpu::Executor nd4jExecutor();
+Executor nd4jExecutor();
 
 cpu::InstructionSet instructionSet();
 

@@ -1,4 +1,3 @@
-#include "op/cpu_runtime.h"
 #include "op/plugin_op.h"
 
 namespace gatedfwa {
@@ -13,8 +12,8 @@ class GatedFwaBpOp final : public PluginOp {
     return attentionBackwardShapes(arguments);
   }
 
-  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const override {
-    cpu::attentionBackward(attentionBackwardParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend& backend) const override {
+    backend.run(attentionBackwardParams(arguments, outputs));
   }
 };
 

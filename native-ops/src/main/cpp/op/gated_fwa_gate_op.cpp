@@ -1,4 +1,3 @@
-#include "op/cpu_runtime.h"
 #include "op/plugin_op.h"
 
 namespace gatedfwa {
@@ -11,8 +10,8 @@ class GatedFwaGateOp final : public PluginOp {
  private:
   std::vector<OutputShape> shapes(const OpArguments& arguments) const override { return gateForwardShapes(arguments); }
 
-  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const override {
-    cpu::gateForward(gateForwardParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend& backend) const override {
+    backend.run(gateForwardParams(arguments, outputs));
   }
 };
 

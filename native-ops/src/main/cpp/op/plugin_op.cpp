@@ -33,6 +33,8 @@ sd::DataType dataType(DataType type) {
       return sd::DataType::HALF;
     case DataType::BFloat16:
       return sd::DataType::BFLOAT16;
+    case DataType::Int:
+      return sd::DataType::INT32;
     default:
       return sd::DataType::FLOAT32;
   }
@@ -55,7 +57,7 @@ ArrayView viewOf(const char* op, const char* kind, size_t index, sd::NDArray* ar
   ArrayView view = viewOf(shapeInfo.data());
   bool empty = (shapeInfo[shapeInfo.size() - 3] & sd::flags::kEmpty) != 0;
   for (const int64_t size : view.shape) empty = empty || size == 0;
-  if (!empty) view.data = array->bufferWithOffset(0);
+  if (!empty) view.data = Backend::data(*array);
   return view;
 }
 
@@ -102,11 +104,14 @@ sd::ShapeList* PluginOp::calculateOutputShape(sd::ShapeList* inputs, sd::graph::
 sd::Status PluginOp::validateAndExecute(sd::graph::Context& context) {
   try {
     OpArguments arguments = argumentsOf(context);
+    const Backend backend(context);
     arguments.inputs = viewsOf(name_, "input", context.fastpath_in());
-    run(arguments, viewsOf(name_, "output", context.fastpath_out()));
+    run(arguments, viewsOf(name_, "output", context.fastpath_out()), backend);
     return sd::Status::OK;
   } catch (const std::bad_alloc&) {
     throw std::runtime_error(std::string(name_) + ": out of memory for the scratch space of its threads");
+  } catch (const DeviceError& e) {
+    throw std::runtime_error(std::string(name_) + ": " + e.what());
   }
 }
 

@@ -1,10 +1,11 @@
-// What the four adapters share: libnd4j's arrays and arguments in, its shapes and exceptions out.
+// What the adapters share: libnd4j's arrays and arguments in, its shapes and exceptions out.
 #pragma once
 
 #include <vector>
 
 #include "libnd4j/abi.h"
 #include "op/arguments.h"
+#include "op/backend.h"
 
 namespace gatedfwa {
 
@@ -25,7 +26,8 @@ class PluginOp : public sd::ops::DeclarableOp {
 
  private:
   virtual std::vector<OutputShape> shapes(const OpArguments& arguments) const = 0;
-  virtual void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs) const = 0;
+  virtual void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs,
+                   const Backend& backend) const = 0;
 
   const char* name_;
   int outputs_;
@@ -35,5 +37,13 @@ PluginOp* gatedFwaOp();
 PluginOp* gatedFwaBpOp();
 PluginOp* gatedFwaGateOp();
 PluginOp* gatedFwaGateBpOp();
+PluginOp* nsaCompressedAttentionOp();
+PluginOp* nsaCompressedAttentionBpOp();
+PluginOp* nsaSelectOp();
+PluginOp* nsaSelectedAttentionOp();
+PluginOp* nsaSelectedAttentionBpOp();
+
+/// Those that this plug-in's back end has kernels for.
+std::vector<PluginOp*> pluginOps();
 
 }  // namespace gatedfwa

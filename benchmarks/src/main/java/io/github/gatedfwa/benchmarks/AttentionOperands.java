@@ -2,6 +2,7 @@ package io.github.gatedfwa.benchmarks;
 
 import io.github.gatedfwa.samediff.GatedFwa;
 import io.github.gatedfwa.samediff.GatedFwaBp;
+import java.util.List;
 import java.util.Random;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
@@ -11,7 +12,7 @@ import org.nd4j.linalg.factory.Nd4j;
  * Operands and results of one FLOAT attention problem with a gate: B = 1, H = 8 query and key/value
  * heads, N = M tokens, head size D, window w.
  */
-final class AttentionOperands {
+final class AttentionOperands implements AutoCloseable {
 
   static final int HEADS = 8;
 
@@ -48,6 +49,16 @@ final class AttentionOperands {
     dk = Nd4j.create(DataType.FLOAT, shape);
     dv = Nd4j.create(DataType.FLOAT, shape);
     dalpha = Nd4j.create(DataType.FLOAT, gateShape);
+  }
+
+  /**
+   * Frees the arrays' memory at once: it lies outside the heap, where a long one's is gigabytes.
+   */
+  @Override
+  public void close() {
+    for (INDArray array : List.of(q, k, v, alpha, dO, o, lse, dq, dk, dv, dalpha)) {
+      array.close();
+    }
   }
 
   void forward() {

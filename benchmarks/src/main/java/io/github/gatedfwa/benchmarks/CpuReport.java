@@ -5,7 +5,6 @@ import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
@@ -57,7 +56,7 @@ public final class CpuReport {
     report.run();
     String table = report.table();
     System.out.println(table);
-    write(directory.resolve("cpu.md"), table.getBytes(StandardCharsets.UTF_8));
+    Reports.write(directory.resolve("cpu.md"), table.getBytes(StandardCharsets.UTF_8));
     report.plot(directory.resolve("cpu.png"));
   }
 
@@ -116,7 +115,7 @@ public final class CpuReport {
         String.format(
             Locale.ROOT,
             "%s, %d processors. FLOAT, B = 1, H = %d, gate on. Sgemm is ND4J's, %d³, result in 'f' order, run beside each row.%n%n",
-            processor(),
+            Reports.processor(),
             Runtime.getRuntime().availableProcessors(),
             AttentionOperands.HEADS,
             SgemmBenchmark.SIZE));
@@ -185,7 +184,7 @@ public final class CpuReport {
         chart, "ND4J dot_product_attention (dense)", "DotProductAttentionBenchmark.forward", 0);
     ByteArrayOutputStream image = new ByteArrayOutputStream();
     ChartEncoder.saveChart(chart, image, "png");
-    write(file, image.toByteArray());
+    Reports.write(file, image.toByteArray());
   }
 
   private void addSeries(XYChart chart, String name, String benchmark, long window) {
@@ -200,26 +199,6 @@ public final class CpuReport {
         });
     if (!x.isEmpty()) {
       chart.addSeries(name, x, y);
-    }
-  }
-
-  private static void write(Path file, byte[] content) throws IOException {
-    Path part = file.resolveSibling(file.getFileName() + ".part");
-    Files.write(part, content);
-    Files.move(part, file, StandardCopyOption.REPLACE_EXISTING);
-  }
-
-  private static String processor() throws IOException {
-    Path information = Path.of("/proc/cpuinfo");
-    if (!Files.isReadable(information)) {
-      return System.getProperty("os.arch");
-    }
-    try (var lines = Files.lines(information)) {
-      return lines
-          .filter(line -> line.startsWith("model name"))
-          .map(line -> line.substring(line.indexOf(':') + 2))
-          .findFirst()
-          .orElse(System.getProperty("os.arch"));
     }
   }
 }

@@ -1,8 +1,6 @@
 package io.github.gatedfwa.benchmarks;
 
 import java.io.IOException;
-import java.nio.file.Files;
-import java.nio.file.Path;
 import java.util.List;
 import java.util.Locale;
 import org.nd4j.linalg.api.ndarray.INDArray;
@@ -23,15 +21,7 @@ public final class PeakMemory {
     System.out.println(
         "| N | operands and results, MB | forward + backward add, MB |\n|---|---|---|");
     for (long length = 1024; length <= 65536; length *= 4) {
-      new ProcessBuilder(
-              Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-              "-classpath",
-              System.getProperty("java.class.path"),
-              PeakMemory.class.getName(),
-              Long.toString(length))
-          .inheritIO()
-          .start()
-          .waitFor();
+      ResidentMemory.inFreshProcess(PeakMemory.class, List.of(), Long.toString(length));
     }
   }
 
@@ -45,8 +35,8 @@ public final class PeakMemory {
         List.of(operands.o, operands.lse, operands.dq, operands.dk, operands.dv, operands.dalpha)) {
       result.assign(1); // makes its pages resident
     }
-    Files.writeString(Path.of("/proc/self/clear_refs"), "5"); // resets the peak
-    double before = kilobytes("VmHWM:");
+    ResidentMemory.resetPeak();
+    double before = ResidentMemory.peakMegabytes();
     operands.forward();
     operands.backward();
     System.out.printf(
@@ -54,15 +44,6 @@ public final class PeakMemory {
         "| %d | %.0f | %.1f |%n",
         length,
         (8.0 * 64 + 3) * AttentionOperands.HEADS * length * Float.BYTES / 1e6,
-        (kilobytes("VmHWM:") - before) * 1024 / 1e6);
-  }
-
-  private static double kilobytes(String field) throws IOException {
-    for (String line : Files.readAllLines(Path.of("/proc/self/status"))) {
-      if (line.startsWith(field)) {
-        return Double.parseDouble(line.replaceAll("[^0-9]", ""));
-      }
-    }
-    throw new IOException("/proc/self/status has no " + field);
+        ResidentMemory.peakMegabytes() - before);
   }
 }

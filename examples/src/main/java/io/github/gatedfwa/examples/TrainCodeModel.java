@@ -48,6 +48,9 @@ public final class TrainCodeModel implements Callable<Integer> {
   private static final int EVALUATION_BATCH = 4;
   private static final int INTERRUPTED = 130;
 
+  /** Steps between two reports to the training UI. */
+  private static final int UI_FREQUENCY = 10;
+
   /** Characters of the progress line: fits any terminal. */
   private static final int LINE = 79;
 
@@ -97,6 +100,12 @@ public final class TrainCodeModel implements Callable<Integer> {
 
   @Option(names = "--sample", description = "bytes to generate at the end")
   int sample = 300;
+
+  @Option(
+      names = "--ui",
+      paramLabel = "PORT",
+      description = "shows training in a browser on this machine; 9000 is DL4J's usual port")
+  Integer uiPort;
 
   @Spec CommandSpec spec;
 
@@ -174,7 +183,12 @@ public final class TrainCodeModel implements Callable<Integer> {
   private boolean train(
       ComputationGraph network, LossCurve curve, SourceFiles files, PrintWriter out)
       throws IOException {
-    try (Interruption interruption = Interruption.listen()) {
+    try (Interruption interruption = Interruption.listen();
+        TrainingUi ui = uiPort == null ? null : TrainingUi.start(uiPort)) {
+      if (ui != null) {
+        out.printf("Training UI: %s%n", ui.address());
+        network.addListeners(ui.listener(UI_FREQUENCY));
+      }
       try (ProgressBar bar = progressBar(step(network))) {
         fit(network, curve, trainingData(files.training(), step(network)), bar, interruption);
       }

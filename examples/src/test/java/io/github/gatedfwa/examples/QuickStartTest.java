@@ -3,11 +3,8 @@ package io.github.gatedfwa.examples;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.junit.jupiter.api.Test;
 import org.nd4j.autodiff.samediff.SDVariable;
@@ -19,19 +16,9 @@ import org.nd4j.linalg.factory.Nd4j;
 class QuickStartTest {
   @Test
   void theReadmeShowsThisCode() throws IOException {
-    String readme = Files.readString(Path.of("..", "README.md"));
-    String code =
-        Files.readString(
-            Path.of("src/main/java", QuickStart.class.getName().replace('.', '/') + ".java"));
-    Matcher snippet =
-        Pattern.compile(" *// README: (?!end)\\w+\n(.*?)\n *// README: end", Pattern.DOTALL)
-            .matcher(code);
-    int snippets = 0;
-    while (snippet.find()) {
-      assertThat(readme).contains("```java\n" + snippet.group(1).stripIndent() + "\n```");
-      snippets++;
-    }
-    assertThat(snippets).isEqualTo(3);
+    assertThat(Snippets.of(QuickStart.class, "README"))
+        .hasSize(3)
+        .allSatisfy(snippet -> assertThat(Path.of("..", "README.md")).content().contains(snippet));
   }
 
   @Test

@@ -1,6 +1,11 @@
 package io.github.gatedfwa.layers;
 
+import java.util.HashMap;
 import java.util.Map;
+import java.util.TreeSet;
+import java.util.function.DoubleUnaryOperator;
+import java.util.function.IntFunction;
+import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
 /**
@@ -10,14 +15,54 @@ import org.nd4j.linalg.api.ndarray.INDArray;
  */
 final class DenseReference {
   private final GatedFWALayer c;
-  private final Map<String, INDArray> params;
+  private final IntFunction<Params> params;
   private final double[][] x; // [time][nIn]
   private final boolean[] real;
+
+  /** Parameters by key: [rows][columns], vectors with one row. */
+  static final class Params {
+    private final Map<String, double[][]> values = new HashMap<>();
+
+    private double get(String key, int row, int column) {
+      return values.get(key)[row][column];
+    }
+
+    /** Those of a layer, or of any table that has the same keys. */
+    static Params of(Map<String, INDArray> table) {
+      Params params = new Params();
+      table.forEach(
+          (key, array) ->
+              params.values.put(
+                  key,
+                  array
+                      .castTo(DataType.DOUBLE)
+                      .reshape(array.rank() == 1 ? 1 : array.size(0), -1)
+                      .toDoubleMatrix()));
+      return params;
+    }
+
+    /** All values passed through a function, in a fixed order. */
+    Params map(DoubleUnaryOperator function) {
+      Params params = new Params();
+      for (String key : new TreeSet<>(values.keySet())) {
+        double[][] rows = values.get(key);
+        double[][] mapped = new double[rows.length][rows[0].length];
+        for (int i = 0; i < rows.length; i++) {
+          for (int j = 0; j < rows[i].length; j++) {
+            mapped[i][j] = function.applyAsDouble(rows[i][j]);
+          }
+        }
+        params.values.put(key, mapped);
+      }
+      return params;
+    }
+  }
+
   private final int time;
   private final int size;
 
   private DenseReference(
-      GatedFWALayer c, Map<String, INDArray> params, double[][] x, boolean[] real) {
+      GatedFWALayer c, IntFunction<Params> params, double[][] x, boolean[] real) {
     this.c = c;
     this.params = params;
     this.x = x;
@@ -35,6 +80,17 @@ final class DenseReference {
    */
   static double[][][] output(
       GatedFWALayer c, Map<String, INDArray> params, INDArray x, INDArray mask) {
+    Params all = Params.of(params);
+    return output(c, t -> all, x, mask);
+  }
+
+  /**
+   * Output of the layer when each token is projected with parameters of its own.
+   *
+   * @param params the parameters of step t
+   */
+  static double[][][] output(
+      GatedFWALayer c, IntFunction<Params> params, INDArray x, INDArray mask) {
     int minibatch = (int) x.size(0);
     int nIn = (int) x.size(1);
     int time = (int) x.size(2);
@@ -106,9 +162,9 @@ final class DenseReference {
     double[][] y = new double[time][(int) c.getNOut()];
     for (int t = 0; t < time; t++) {
       for (int o = 0; o < y[t].length && real[t]; o++) {
-        y[t][o] = c.isHasBias() ? params.get("bo").getDouble(o) : 0;
+        y[t][o] = c.isHasBias() ? params.apply(t).get("bo", 0, o) : 0;
         for (int i = 0; i < concatenated[t].length; i++) {
-          y[t][o] += concatenated[t][i] * params.get("Wo").getDouble(i, o);
+          y[t][o] += concatenated[t][i] * params.apply(t).get("Wo", i, o);
         }
       }
     }
@@ -118,7 +174,7 @@ final class DenseReference {
   private double times(String weight, int t, int column) {
     double sum = 0;
     for (int i = 0; i < x[t].length; i++) {
-      sum += x[t][i] * params.get(weight).getDouble(i, column);
+      sum += x[t][i] * params.apply(t).get(weight, i, column);
     }
     return sum;
   }
@@ -129,7 +185,7 @@ final class DenseReference {
       int column = head * size + i;
       result[i] = times("W" + name, t, column);
       if (c.isHasBias()) {
-        result[i] += params.get("b" + name).getDouble(column);
+        result[i] += params.apply(t).get("b" + name, 0, column);
       }
     }
     return result;
@@ -183,7 +239,7 @@ final class DenseReference {
     if (!c.isGated()) {
       return 0;
     }
-    double h = times("Wg", t, head) + params.get("bg").getDouble(head);
+    double h = times("Wg", t, head) + params.apply(t).get("bg", 0, head);
     double z = c.isLearnableAmplitude() ? times("Wbeta", t, head) : 0;
     double beta = z > 0 ? 1 + z : Math.exp(z);
     return Math.log(1 + Math.exp(-beta * h)) / (beta + 1e-3);

@@ -2,15 +2,19 @@ package io.github.gatedfwa.layers;
 
 import java.util.Random;
 import org.deeplearning4j.nn.api.Model;
+import org.deeplearning4j.nn.api.NeuralNetwork;
+import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
+import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
 import org.nd4j.linalg.activations.Activation;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.dataset.DataSet;
 import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.indexing.INDArrayIndex;
 import org.nd4j.linalg.indexing.NDArrayIndex;
@@ -40,6 +44,64 @@ final class Nets {
         new MultiLayerNetwork(list.setInputType(InputType.recurrent(nIn, format)).build());
     net.init();
     return net;
+  }
+
+  /** The same layers, one after the other, as a graph. */
+  static ComputationGraph graph(
+      NeuralNetConfiguration.Builder config, int nIn, RNNFormat format, Layer... layers) {
+    GraphBuilder graph = config.graphBuilder().addInputs("in");
+    String last = "in";
+    for (int i = 0; i < layers.length; i++) {
+      String name = "layer" + i;
+      graph.addLayer(name, layers[i], last);
+      last = name;
+    }
+    ComputationGraph net =
+        new ComputationGraph(
+            graph.setOutputs(last).setInputTypes(InputType.recurrent(nIn, format)).build());
+    net.init();
+    return net;
+  }
+
+  /** Either kind of network of the same layers: both keep their parameters in the same order. */
+  enum Kind {
+    MULTI_LAYER,
+    GRAPH;
+
+    Model net(NeuralNetConfiguration.Builder config, int nIn, RNNFormat format, Layer... layers) {
+      return this == GRAPH
+          ? graph(config, nIn, format, layers)
+          : Nets.net(config, nIn, format, layers);
+    }
+  }
+
+  static INDArray output(Model net, INDArray x) {
+    return net instanceof ComputationGraph graph
+        ? graph.outputSingle(x)
+        : ((MultiLayerNetwork) net).output(x);
+  }
+
+  static INDArray timeStep(Model net, INDArray x) {
+    return net instanceof ComputationGraph graph
+        ? graph.rnnTimeStep(x)[0]
+        : ((MultiLayerNetwork) net).rnnTimeStep(x);
+  }
+
+  static void fit(Model net, DataSet data) {
+    ((NeuralNetwork) net).fit(data);
+  }
+
+  static double score(Model net, DataSet data) {
+    return net instanceof ComputationGraph graph
+        ? graph.score(data)
+        : ((MultiLayerNetwork) net).score(data);
+  }
+
+  /** The run-time layers, in order. */
+  static org.deeplearning4j.nn.api.Layer[] layers(Model net) {
+    return net instanceof ComputationGraph graph
+        ? graph.getLayers()
+        : ((MultiLayerNetwork) net).getLayers();
   }
 
   static RnnOutputLayer output(int nOut) {

@@ -3,17 +3,30 @@ package io.github.gatedfwa.layers;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.ObjectInputStream;
+import java.io.ObjectOutputStream;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
+import org.deeplearning4j.nn.api.Model;
+import org.deeplearning4j.nn.api.layers.RecurrentLayer;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.deeplearning4j.util.ModelSerializer;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.INDArrayIndex;
+import org.nd4j.linalg.indexing.NDArrayIndex;
 
 /** rnnTimeStep against one full pass. */
 class StreamingTest {
@@ -67,6 +80,17 @@ class StreamingTest {
     assertChunksMatch(net, x, RNNFormat.NCW, 1e-5, 1);
   }
 
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "EVERYTHING", "EVERYTHING_NWC"})
+  void chunksOfEverySizeEqualTheFullPass(Options options) {
+    MultiLayerNetwork net = net(options, DataType.DOUBLE);
+    RNNFormat format = options.format();
+    INDArray x = Nets.toFormat(Nets.random(DataType.DOUBLE, 33, 2, N_IN, 36), format);
+    for (int size = 1; size <= 36; size++) {
+      assertChunksMatch(net, x, format, 1e-12, size);
+    }
+  }
+
   @Test
   void positionsAreRightAfterAMillionSteps() {
     MultiLayerNetwork net =
@@ -110,6 +134,79 @@ class StreamingTest {
     }
   }
 
+  /** A stream goes on in another process: the network from its file, the state from bytes. */
+  @ParameterizedTest
+  @EnumSource
+  void stateCanBeSaved(Nets.Kind kind, @TempDir Path folder) throws Exception {
+    Model net =
+        Nets.shaken(
+            kind.net(
+                Nets.config(DataType.FLOAT),
+                N_IN,
+                RNNFormat.NCW,
+                Options.EVERYTHING.builder().build(),
+                Options.GATED.builder().build(),
+                Nets.output(3)));
+    INDArray x = Nets.random(DataType.FLOAT, 34, 2, N_IN, 12);
+    Nets.timeStep(net, Nets.steps(x, RNNFormat.NCW, 0, 7));
+    ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+    try (ObjectOutputStream out = new ObjectOutputStream(bytes)) {
+      for (int i = 0; i < 2; i++) {
+        out.writeObject(((RecurrentLayer) Nets.layers(net)[i]).rnnGetPreviousState());
+      }
+    }
+    Path file = folder.resolve("net.zip");
+    ModelSerializer.writeModel(net, file.toFile(), false);
+    INDArray expected = Nets.timeStep(net, Nets.steps(x, RNNFormat.NCW, 7, 12));
+
+    Model restored =
+        kind == Nets.Kind.GRAPH
+            ? ModelSerializer.restoreComputationGraph(file.toFile())
+            : ModelSerializer.restoreMultiLayerNetwork(file.toFile());
+    try (ObjectInputStream in =
+        new ObjectInputStream(new ByteArrayInputStream(bytes.toByteArray()))) {
+      for (int i = 0; i < 2; i++) {
+        @SuppressWarnings("unchecked")
+        Map<String, INDArray> state = (Map<String, INDArray>) in.readObject();
+        ((RecurrentLayer) Nets.layers(restored)[i]).rnnSetPreviousState(state);
+      }
+    }
+    assertThat(Nets.timeStep(restored, Nets.steps(x, RNNFormat.NCW, 7, 12))).isEqualTo(expected);
+  }
+
+  /** As a server does that has one network and many listeners to serve in turn. */
+  @ParameterizedTest
+  @EnumSource
+  void streamsTakeTurnsByTheirStates(Nets.Kind kind) {
+    Model net =
+        Nets.shaken(
+            kind.net(
+                Nets.config(DataType.DOUBLE),
+                N_IN,
+                RNNFormat.NCW,
+                Options.EVERYTHING.builder().build(),
+                Nets.output(3)));
+    RecurrentLayer layer = (RecurrentLayer) Nets.layers(net)[0];
+    INDArray[] x = new INDArray[3];
+    INDArray[] full = new INDArray[3];
+    List<Map<String, INDArray>> states = new ArrayList<>();
+    for (int i = 0; i < 3; i++) {
+      x[i] = Nets.random(DataType.DOUBLE, 35 + i, 1 + i, N_IN, 9);
+      full[i] = Nets.output(net, x[i]);
+      states.add(Map.of());
+    }
+    for (int t = 0; t < 9; t++) {
+      for (int i = 0; i < 3; i++) {
+        layer.rnnClearPreviousState();
+        layer.rnnSetPreviousState(states.get(i));
+        INDArray step = Nets.timeStep(net, Nets.steps(x[i], RNNFormat.NCW, t, t + 1));
+        assertThat(Nets.distance(step, Nets.steps(full[i], RNNFormat.NCW, t, t + 1)))
+            .isLessThan(1e-12);
+        states.set(i, layer.rnnGetPreviousState());
+      }
+    }
+  }
+
   @Test
   void stateIsBoundedByTheWindow() {
     MultiLayerNetwork net = net(Options.EVERYTHING, DataType.FLOAT);
@@ -146,14 +243,46 @@ class StreamingTest {
     int[] borders = {0, 2, 4, 5, 6, 7};
     for (int i = 0; i + 1 < borders.length; i++) {
       net.setLayerMaskArrays(
-          mask.get(
-              org.nd4j.linalg.indexing.NDArrayIndex.all(),
-              org.nd4j.linalg.indexing.NDArrayIndex.interval(borders[i], borders[i + 1])),
-          null);
+          mask.get(NDArrayIndex.all(), NDArrayIndex.interval(borders[i], borders[i + 1])), null);
       INDArray part = net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, borders[i], borders[i + 1]));
       assertThat(
               Nets.distance(part, Nets.steps(expected, RNNFormat.NCW, borders[i], borders[i + 1])))
           .as("chunk %d", i)
+          .isLessThan(1e-12);
+    }
+  }
+
+  /** Sequences of different lengths, each with its padding on the other side, token by token. */
+  @Test
+  void sequencesOfDifferentLengthsStreamTogether() {
+    MultiLayerNetwork net =
+        Nets.shaken(
+            Nets.net(DataType.DOUBLE, N_IN, RNNFormat.NCW, Options.EVERYTHING.builder().build()));
+    int[] lengths = {9, 4, 6};
+    boolean[] left = {false, true, false};
+    INDArray x = Nets.random(DataType.DOUBLE, 39, 3, N_IN, 9);
+    INDArray mask = Nd4j.zeros(DataType.DOUBLE, 3, 9);
+    for (int b = 0; b < 3; b++) {
+      int from = left[b] ? 9 - lengths[b] : 0;
+      mask.get(NDArrayIndex.point(b), NDArrayIndex.interval(from, from + lengths[b])).assign(1);
+    }
+    INDArray[] steps = new INDArray[9];
+    for (int t = 0; t < 9; t++) {
+      net.setLayerMaskArrays(
+          mask.get(NDArrayIndex.all(), NDArrayIndex.interval(t, t + 1)).dup(), null);
+      steps[t] = net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, t, t + 1));
+    }
+    net.clearLayerMaskArrays();
+    INDArray streamed = Nd4j.concat(2, steps);
+    for (int b = 0; b < 3; b++) {
+      int from = left[b] ? 9 - lengths[b] : 0;
+      INDArrayIndex only = NDArrayIndex.interval(from, from + lengths[b]);
+      INDArray alone =
+          net.output(x.get(NDArrayIndex.interval(b, b + 1), NDArrayIndex.all(), only).dup());
+      assertThat(
+              Nets.distance(
+                  streamed.get(NDArrayIndex.interval(b, b + 1), NDArrayIndex.all(), only), alone))
+          .as("example %d", b)
           .isLessThan(1e-12);
     }
   }
@@ -180,16 +309,36 @@ class StreamingTest {
     }
   }
 
-  @Test
-  void anotherMinibatchSizeIsAnError() {
-    MultiLayerNetwork net = net(Options.GATED, DataType.FLOAT);
-    net.rnnTimeStep(Nets.random(DataType.FLOAT, 30, 2, N_IN, 1));
-    assertThatThrownBy(() -> net.rnnTimeStep(Nets.random(DataType.FLOAT, 31, 3, N_IN, 1)))
+  @ParameterizedTest
+  @EnumSource
+  void anotherMinibatchSizeIsAnError(Nets.Kind kind) {
+    Model net =
+        kind.net(
+            Nets.config(DataType.FLOAT),
+            N_IN,
+            RNNFormat.NCW,
+            RMSNormLayer.builder().build(),
+            Options.GATED.builder().build(),
+            Nets.output(3));
+    INDArray first = Nets.timeStep(net, Nets.random(DataType.FLOAT, 30, 2, N_IN, 1));
+    assertThat(first.shape()).containsExactly(2, 3, 1);
+    assertThatThrownBy(() -> Nets.timeStep(net, Nets.random(DataType.FLOAT, 31, 3, N_IN, 1)))
         .isInstanceOf(IllegalStateException.class)
         .hasMessageContaining("GatedFWALayer \"layer1\"")
         .hasMessageContaining("minibatch size 3")
         .hasMessageContaining("of minibatch size 2")
         .hasMessageContaining("rnnClearPreviousState");
+    ((RecurrentLayer) Nets.layers(net)[1]).rnnClearPreviousState();
+    assertThat(Nets.timeStep(net, Nets.random(DataType.FLOAT, 31, 3, N_IN, 1)).shape())
+        .containsExactly(3, 3, 1);
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "EVERYTHING"})
+  void halfNetworksStream(Options options) {
+    MultiLayerNetwork net = net(options, DataType.FLOAT16);
+    INDArray x = Nets.random(DataType.FLOAT16, 38, 2, N_IN, 20);
+    assertChunksMatch(net, x, RNNFormat.NCW, 4e-3, 1, 5, 2);
   }
 
   @Test

@@ -6,9 +6,11 @@ import static org.assertj.core.api.Assertions.within;
 
 import java.util.List;
 import java.util.Map;
+import org.deeplearning4j.nn.api.Model;
 import org.deeplearning4j.nn.api.layers.RecurrentLayer;
 import org.deeplearning4j.nn.conf.BackpropType;
 import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.WorkspaceMode;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
@@ -18,6 +20,8 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.NDArrayIndex;
 
 /** Truncated BPTT: the cache is carried from segment to segment, the gradient is not. */
 class TruncatedBpttTest {
@@ -116,6 +120,77 @@ class TruncatedBpttTest {
     assertThat(net.rnnGetPreviousState(0)).isEmpty();
   }
 
+  /**
+   * The same training written out by hand, without the layer: {@link DenseReference} on the whole
+   * sequence, in which each token is projected with the parameters of its segment, and only those
+   * of the current segment are varied.
+   */
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "ROPE_AND_NORM", "EVERYTHING"})
+  void fitEqualsAReferenceByHand(Options options) {
+    MultiLayerNetwork net = net(options);
+    INDArray start = net.params().dup();
+    INDArray x = Nets.random(DataType.DOUBLE, 49, 2, N_IN, 12);
+    INDArray labels = Nets.labels(DataType.DOUBLE, 2, 2, 12, RNNFormat.NCW);
+    net.fit(x, labels);
+
+    // Only its configuration and the places of its parameters are used.
+    MultiLayerNetwork layout = net(options);
+    GatedFWALayer conf = (GatedFWALayer) layout.getLayer(0).conf().getLayer();
+    DenseReference.Params[] ofSegment = new DenseReference.Params[3];
+    INDArray params = start.dup();
+    for (int segment = 0; segment < 3; segment++) {
+      INDArray gradient = Nd4j.create(DataType.DOUBLE, params.shape());
+      double epsilon = 1e-5;
+      for (long i = 0; i < params.length(); i++) {
+        double[] loss = new double[2];
+        for (int side = 0; side < 2; side++) {
+          INDArray moved = params.dup();
+          moved.putScalar(i, params.getDouble(i) + (side == 0 ? epsilon : -epsilon));
+          layout.setParams(moved);
+          ofSegment[segment] = DenseReference.Params.of(layout.getLayer(0).paramTable());
+          loss[side] =
+              segmentLoss(
+                  DenseReference.output(
+                      conf,
+                      t -> ofSegment[t / 4],
+                      Nets.steps(x, RNNFormat.NCW, 0, 4 * segment + 4),
+                      null),
+                  layout.getLayer(1).paramTable(),
+                  labels,
+                  4 * segment);
+        }
+        gradient.putScalar(i, (loss[0] - loss[1]) / (2 * epsilon));
+      }
+      layout.setParams(params);
+      ofSegment[segment] = DenseReference.Params.of(layout.getLayer(0).paramTable());
+      params.subi(gradient.mul(0.1));
+    }
+    assertThat(Nets.distance(net.params(), params)).isLessThan(1e-8);
+    assertThat(Nets.distance(net.params(), start)).isGreaterThan(1e-3);
+  }
+
+  /** Cross-entropy of a softmax output layer over the steps from one on, averaged over examples. */
+  private static double segmentLoss(
+      double[][][] hidden, Map<String, INDArray> head, INDArray labels, int from) {
+    double loss = 0;
+    for (int b = 0; b < hidden.length; b++) {
+      for (int t = from; t < hidden[b][0].length; t++) {
+        double[] logits = new double[2];
+        for (int c = 0; c < 2; c++) {
+          logits[c] = head.get("b").getDouble(c);
+          for (int i = 0; i < hidden[b].length; i++) {
+            logits[c] += hidden[b][i][t] * head.get("W").getDouble(i, c);
+          }
+        }
+        double total = Math.exp(logits[0]) + Math.exp(logits[1]);
+        int label = labels.getDouble(b, 0, t) == 1 ? 0 : 1;
+        loss -= logits[label] - Math.log(total);
+      }
+    }
+    return loss / hidden.length;
+  }
+
   @Test
   void gradientReachesTheLastStepsOnly() {
     MultiLayerNetwork net = net(Options.EVERYTHING);
@@ -163,6 +238,61 @@ class TruncatedBpttTest {
       net.fit(new INDArray[] {x}, new INDArray[] {labels});
     }
     assertThat(net.score(new org.nd4j.linalg.dataset.DataSet(x, labels))).isLessThan(before);
+  }
+
+  /** A last segment that is shorter, and a mask that hides whole segments of an example. */
+  @ParameterizedTest
+  @EnumSource
+  void segmentsOfMaskedSequencesGiveTheValuesOfTheFullPass(Nets.Kind kind) {
+    Model net =
+        Nets.shaken(
+            kind.net(
+                Nets.config(DataType.DOUBLE),
+                N_IN,
+                RNNFormat.NCW,
+                Options.EVERYTHING.builder().build(),
+                Nets.output(2)));
+    INDArray x = Nets.random(DataType.DOUBLE, 50, 2, N_IN, 10);
+    INDArray mask =
+        Nd4j.createFromArray(
+            new double[][] {{0, 0, 0, 0, 1, 1, 1, 1, 1, 0}, {1, 1, 1, 0, 0, 0, 0, 0, 0, 1}});
+    INDArray full =
+        net instanceof ComputationGraph graph
+            ? graph.output(false, new INDArray[] {x}, new INDArray[] {mask}, null)[0]
+            : ((MultiLayerNetwork) net).output(x, false, mask, null);
+    for (int at = 0; at < 10; at += 4) {
+      int to = Math.min(10, at + 4);
+      INDArray segment = Nets.steps(x, RNNFormat.NCW, at, to);
+      INDArray segmentMask = mask.get(NDArrayIndex.all(), NDArrayIndex.interval(at, to)).dup();
+      INDArray out;
+      if (net instanceof ComputationGraph graph) {
+        graph.setLayerMaskArrays(new INDArray[] {segmentMask}, null);
+        out = graph.rnnActivateUsingStoredState(new INDArray[] {segment}, true, true).get("layer1");
+      } else {
+        MultiLayerNetwork list = (MultiLayerNetwork) net;
+        list.setLayerMaskArrays(segmentMask, null);
+        out = list.rnnActivateUsingStoredState(segment, true, true).get(2);
+      }
+      assertThat(Nets.distance(out, Nets.steps(full, RNNFormat.NCW, at, to)))
+          .as("from %d", at)
+          .isLessThan(1e-12);
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void workspacesDoNotChangeTheResult(WorkspaceMode mode) {
+    MultiLayerNetwork net = net(Options.EVERYTHING);
+    net.getLayerWiseConfigurations().setTrainingWorkspaceMode(mode);
+    MultiLayerNetwork other = net(Options.EVERYTHING);
+    other.getLayerWiseConfigurations().setTrainingWorkspaceMode(WorkspaceMode.NONE);
+    for (int i = 0; i < 3; i++) {
+      INDArray x = Nets.random(DataType.DOUBLE, i, 1 + i, N_IN, 9 + i);
+      INDArray labels = Nets.labels(DataType.DOUBLE, 1 + i, 2, 9 + i, RNNFormat.NCW);
+      net.fit(x, labels);
+      other.fit(x, labels);
+    }
+    assertThat(net.params()).isEqualTo(other.params());
   }
 
   @Test

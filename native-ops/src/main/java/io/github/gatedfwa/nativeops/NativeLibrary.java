@@ -8,7 +8,6 @@ import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.Map;
-import java.util.Properties;
 import org.bytedeco.javacpp.Loader;
 import org.nd4j.linalg.api.ops.CustomOpDescriptor;
 import org.nd4j.linalg.api.ops.executioner.OpExecutioner;
@@ -17,31 +16,66 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Loads the plug-in that adds the GatedFWA ops (arXiv 2512.07782) to ND4J's CPU back end: {@code
- * gated_fwa}, {@code gated_fwa_bp}, {@code gated_fwa_gate} and {@code gated_fwa_gate_bp}.
+ * Loads the plug-in that adds the ops of GatedFWA (arXiv 2512.07782) and native sparse attention
+ * (arXiv 2502.11089) to ND4J's back end: {@code gated_fwa}, {@code gated_fwa_gate}, {@code
+ * nsa_compressed_attention}, {@code nsa_selected_attention}, the gradient op {@code .._bp} of each,
+ * and {@code nsa_select} to nd4j-native; those of GatedFWA to nd4j-cuda.
  *
  * <p>ND4J is started if it has not been. Ops that run in other threads while the plug-in registers
  * its own are at the mercy of libnd4j, whose registry has no lock for readers: load early.
  *
- * <p>The system property {@value #INSTRUCTIONS_PROPERTY} chooses the kernels' instruction set:
- * {@code auto} (the default: the best that the processor has), {@code plain}, {@code avx2} or
- * {@code avx512}.
+ * <p>System properties, read once:
+ *
+ * <ul>
+ *   <li>{@value #INSTRUCTIONS_PROPERTY}, the CPU kernels' instruction set: {@code auto} (the
+ *       default: the best that the processor has), {@code plain}, {@code avx2} or {@code avx512};
+ *   <li>{@value #DEVICE_PROPERTY}, where the ops run: {@code auto} (the default: each call on the
+ *       CPU or, operands copied there and back, on the first NVIDIA GPU, as a cost model that is
+ *       measured here expects), {@code cpu}, or {@code cuda} and {@code cuda:N} (all calls on that
+ *       GPU). It takes the CUDA library, in this artifact's jar with the classifier {@code
+ *       linux-x86_64-gpu}. Without it, or a GPU that can be used, the ops run on the CPU; a line of
+ *       the log says why;
+ *   <li>{@value #CUDA_FLOAT_PROPERTY}, FLOAT on a GPU: {@code strict} (the default: float32's
+ *       accuracy) or {@code tf32} (products with 10-bit mantissas, faster);
+ *   <li>{@value #CUDA_MEMORY_PROPERTY}, the most megabytes of GPU memory in use at once (default:
+ *       what there is), and {@value #CUDA_CACHE_PROPERTY}, how many of them may stay in use between
+ *       calls (default: a quarter of the GPU's memory; 0: none).
+ * </ul>
+ *
+ * <p>Under nd4j-cuda the ops work on ND4J's arrays, on the device and stream of ND4J's thread, and
+ * need a GPU of compute capability 7.5 or newer and the jar with the classifier {@code
+ * linux-x86_64-gpu}. {@value #DEVICE_PROPERTY} may only be {@code auto} or {@code cuda} there,
+ * {@value #CUDA_FLOAT_PROPERTY} is as above, {@value #CUDA_CACHE_PROPERTY} bounds the scratch
+ * memory that stays between calls, and the other properties are not looked at.
  */
 public final class NativeLibrary {
 
   /** System property: {@code auto}, {@code plain}, {@code avx2} or {@code avx512}. */
   public static final String INSTRUCTIONS_PROPERTY = "gatedfwa.cpu.instructions";
 
+  /** System property: {@code auto}, {@code cpu}, {@code cuda} or {@code cuda:N}. */
+  public static final String DEVICE_PROPERTY = "gatedfwa.device";
+
+  /** System property: {@code strict} or {@code tf32}. */
+  public static final String CUDA_FLOAT_PROPERTY = "gatedfwa.cuda.float";
+
+  /** System property: megabytes. */
+  public static final String CUDA_MEMORY_PROPERTY = "gatedfwa.cuda.memory";
+
+  /** System property: megabytes. */
+  public static final String CUDA_CACHE_PROPERTY = "gatedfwa.cuda.cache";
+
   static final String SUPPORTED_ND4J = "1.0.0-M2.1";
   static final String SUPPORTED_PLATFORMS = "linux-x86_64";
-  private static final String FILE = "libgatedfwa_cpu.so";
+  private static final String CUDA_FILE = "libgatedfwa_cuda.so";
 
   private static final Logger log = LoggerFactory.getLogger(NativeLibrary.class);
 
   /** What {@link #load()} came to: exactly one of the two is set. */
   private record Outcome(Loaded loaded, NativeLibraryException failure) {}
 
-  private record Loaded(Map<String, CustomOpDescriptor> ops, String instructionSet) {}
+  private record Loaded(
+      PlugIn plugIn, Map<String, CustomOpDescriptor> ops, String instructionSet, String device) {}
 
   private static volatile Outcome outcome;
 
@@ -57,6 +91,15 @@ public final class NativeLibrary {
    */
   public static void load() {
     loaded();
+  }
+
+  /**
+   * Whether the plug-in of the back end that ND4J runs on has an op of that name.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static boolean hasOp(String opName) {
+    return loaded().ops().containsKey(opName);
   }
 
   /**
@@ -76,7 +119,8 @@ public final class NativeLibrary {
   }
 
   /**
-   * The instruction set of the kernels: {@code plain}, {@code avx2} or {@code avx512}.
+   * The instruction set of the CPU kernels: {@code plain}, {@code avx2} or {@code avx512}; {@code
+   * cuda} under nd4j-cuda, which has no other kernels.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
@@ -85,13 +129,45 @@ public final class NativeLibrary {
   }
 
   /**
-   * How many threads an op may use: what ND4J is set to at the time of the call.
+   * How many threads of the host an op may use: what ND4J is set to at the time of the call; 1
+   * under nd4j-cuda.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */
   public static int threads() {
+    return loaded().plugIn() == PlugIn.CUDA ? 1 : NativeRuntime.threads();
+  }
+
+  /**
+   * Where the ops can run: a GPU's name, such as {@code cuda:0 NVIDIA H200 (sm_90)}, or {@code cpu}
+   * and, unless that was asked for, why not on a GPU. Under nd4j-cuda the GPU of the thread that
+   * loaded the library; each op runs on the one of its own thread.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String device() {
+    return loaded().device();
+  }
+
+  /**
+   * The last attention call of any thread: its shape, where it ran, and the times that the cost
+   * model expected or, under nd4j-cuda, which kernel took it. Empty where there is only the CPU.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static String lastDecision() {
     loaded();
-    return NativeRuntime.threads();
+    return NativeRuntime.lastDecision();
+  }
+
+  /**
+   * What the ops have done so far, on the CPU and on a GPU.
+   *
+   * @throws NativeLibraryException as {@link #load()} does
+   */
+  public static DeviceUsage deviceUsage() {
+    loaded();
+    return DeviceUsage.of(NativeRuntime.usage());
   }
 
   private static Loaded loaded() {
@@ -121,20 +197,19 @@ public final class NativeLibrary {
 
   private static Loaded loadOnce() {
     String platform = Loader.getPlatform();
-    byte[] library = libraryFor(platform);
+    checkPlatform(platform);
+    DeviceSettings settings = DeviceSettings.of(System.getProperties());
     OpExecutioner executioner = startNd4j();
-    checkBackend(executioner.type(), Nd4j.getBackend().getClass().getSimpleName());
-    checkVersions();
-    systemLoad(library);
-
-    String requested = System.getProperty(INSTRUCTIONS_PROPERTY, "auto");
-    String instructionSet;
-    try {
-      instructionSet = NativeRuntime.selectInstructionSet(requested);
-    } catch (IllegalArgumentException e) {
-      throw new NativeLibraryException(
-          "the system property " + INSTRUCTIONS_PROPERTY + " asks for " + e.getMessage(), e);
+    PlugIn plugIn = PlugIn.of(executioner.type());
+    checkVersions(plugIn.nd4jVersions(Nd4j.getBackend().getClass()));
+    if (plugIn == PlugIn.CUDA) {
+      DeviceSettings.checkNd4jCuda(System.getProperties());
     }
+    systemLoad(plugIn.file(), plugIn.library(platform));
+
+    String instructionSet = plugIn == PlugIn.CUDA ? "cuda" : selectInstructionSet();
+    String device =
+        plugIn == PlugIn.CUDA ? useNd4jDevice(settings) : openDevice(platform, settings);
     Map<String, CustomOpDescriptor> ops;
     try {
       ops = parse(NativeRuntime.registerOps());
@@ -144,25 +219,72 @@ public final class NativeLibrary {
     }
     announce(executioner, ops);
     log.info(
-        "GatedFWA ops {} registered with ND4J: {} kernels, {} threads",
+        "GatedFWA ops {} registered with ND4J: {} kernels, {}{}",
         ops.keySet(),
         instructionSet,
-        NativeRuntime.threads());
-    return new Loaded(ops, instructionSet);
+        plugIn == PlugIn.CUDA ? "" : NativeRuntime.threads() + " threads; ",
+        device);
+    return new Loaded(plugIn, ops, instructionSet, device);
   }
 
-  private static byte[] libraryFor(String platform) {
-    try (InputStream in = NativeLibrary.class.getResourceAsStream(platform + "/" + FILE)) {
-      if (in == null) {
-        throw new NativeLibraryException(
-            "no native GatedFWA library for the platform "
-                + platform
-                + "; supported: "
-                + SUPPORTED_PLATFORMS);
-      }
-      return in.readAllBytes();
+  private static String selectInstructionSet() {
+    try {
+      return NativeRuntime.selectInstructionSet(System.getProperty(INSTRUCTIONS_PROPERTY, "auto"));
+    } catch (IllegalArgumentException e) {
+      throw new NativeLibraryException(
+          "the system property " + INSTRUCTIONS_PROPERTY + " asks for " + e.getMessage(), e);
+    }
+  }
+
+  private static String useNd4jDevice(DeviceSettings settings) {
+    try {
+      return NativeRuntime.useNd4jDevice(settings.tf32(), settings.cacheLimit());
+    } catch (IllegalStateException e) {
+      throw new NativeLibraryException(
+          "the GatedFWA ops cannot use ND4J's device: " + e.getMessage(), e);
+    }
+  }
+
+  /** The device's name; or {@code cpu} and why. */
+  private static String openDevice(String platform, DeviceSettings settings) {
+    if (settings.mode() == DeviceSettings.Mode.CPU) {
+      return "cpu";
+    }
+    String reason;
+    String resource = platform + PlugIn.GPU_CLASSIFIER + "/" + CUDA_FILE;
+    try (InputStream in = NativeLibrary.class.getResourceAsStream(resource)) {
+      reason =
+          in == null
+              ? "no CUDA library on the class path (native-ops, classifier "
+                  + platform
+                  + PlugIn.GPU_CLASSIFIER
+                  + ")"
+              : NativeRuntime.openDevice(
+                  libraryFile(CUDA_FILE, in.readAllBytes()).toString(),
+                  settings.mode() == DeviceSettings.Mode.CUDA,
+                  settings.ordinal(),
+                  settings.tf32(),
+                  settings.memoryLimit(),
+                  settings.cacheLimit());
     } catch (IOException e) {
-      throw new NativeLibraryException("the native GatedFWA library cannot be read: " + e, e);
+      reason = "the CUDA library cannot be read or written to disk: " + e;
+    }
+    if (reason.isEmpty()) {
+      return NativeRuntime.deviceName();
+    }
+    if (settings.mode() == DeviceSettings.Mode.CUDA) {
+      log.warn("GatedFWA runs on the CPU, not on a GPU as {} asks: {}", DEVICE_PROPERTY, reason);
+    }
+    return "cpu: " + reason;
+  }
+
+  private static void checkPlatform(String platform) {
+    if (NativeLibrary.class.getResource(PlugIn.CPU.resource(platform)) == null) {
+      throw new NativeLibraryException(
+          "no native GatedFWA library for the platform "
+              + platform
+              + "; supported: "
+              + SUPPORTED_PLATFORMS);
     }
   }
 
@@ -175,40 +297,15 @@ public final class NativeLibrary {
               + e
               + "); the native GatedFWA ops need org.nd4j:nd4j-native:"
               + SUPPORTED_ND4J
-              + " with its binaries for the platform",
+              + ", or nd4j-cuda of that version, with its binaries for the platform",
           e);
     }
   }
 
-  static void checkBackend(OpExecutioner.ExecutionerType type, String name) {
-    if (type != OpExecutioner.ExecutionerType.NATIVE_CPU) {
-      throw new NativeLibraryException(
-          "the ND4J back end is " + name + " (" + type + "); supported: nd4j-native on the CPU");
-    }
-  }
-
   /**
-   * The ABI is that of one ND4J version. An application that is packed into one jar may have lost
-   * the files that tell the version; it is then left to the dynamic linker, which refuses a libnd4j
-   * without the symbols that the plug-in needs.
+   * The ABI is that of one ND4J version. Where the version cannot be told, it is left to the
+   * dynamic linker, which refuses a libnd4j without the symbols that the plug-in needs.
    */
-  private static void checkVersions() {
-    Map<String, String> versions = new LinkedHashMap<>();
-    for (String artifact : new String[] {"nd4j-api", "nd4j-native"}) {
-      String name = "META-INF/maven/org.nd4j/" + artifact + "/pom.properties";
-      try (InputStream in = Nd4j.class.getClassLoader().getResourceAsStream(name)) {
-        if (in != null) {
-          Properties properties = new Properties();
-          properties.load(in);
-          versions.put(artifact, properties.getProperty("version", "unknown"));
-        }
-      } catch (IOException | IllegalArgumentException e) {
-        throw new NativeLibraryException("the version of " + artifact + " cannot be read: " + e, e);
-      }
-    }
-    checkVersions(versions);
-  }
-
   static void checkVersions(Map<String, String> versions) {
     if (versions.isEmpty()) {
       log.warn("The version of ND4J cannot be told; the GatedFWA ops need {}", SUPPORTED_ND4J);
@@ -222,12 +319,16 @@ public final class NativeLibrary {
         });
   }
 
-  private static void systemLoad(byte[] library) {
+  private static Path libraryFile(String name, byte[] library) throws IOException {
+    File cache = Loader.getCacheDir();
+    return LibraryCache.file(cache.toPath().resolve("gatedfwa"), name, library).toAbsolutePath();
+  }
+
+  private static void systemLoad(String name, byte[] library) {
     Path file = null;
     try {
-      File cache = Loader.getCacheDir();
-      file = LibraryCache.file(cache.toPath().resolve("gatedfwa"), FILE, library);
-      System.load(file.toAbsolutePath().toString());
+      file = libraryFile(name, library);
+      System.load(file.toString());
     } catch (IOException e) {
       throw new NativeLibraryException(
           "the native GatedFWA library cannot be written to disk ("

@@ -8,19 +8,22 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 
-/** A JVM of its own, with this one's class path: what is loaded once can be tested once in each. */
-final class JavaProcess {
+/**
+ * A JVM of its own, with this one's class path: what is loaded once can be tested once in each.
+ * Also for the tests of the modules that depend on this one.
+ */
+public final class JavaProcess {
 
   /** What a process came to; output and error stream are one text. */
-  record Result(int exitCode, String output) {}
+  public record Result(int exitCode, String output) {}
 
   private JavaProcess() {}
 
-  static Result run(Class<?> main, List<String> jvmArguments) {
+  public static Result run(Class<?> main, List<String> jvmArguments) {
     return finish(start(main, jvmArguments));
   }
 
-  static Process start(Class<?> main, List<String> jvmArguments) {
+  public static Process start(Class<?> main, List<String> jvmArguments) {
     List<String> command = new ArrayList<>();
     command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
     command.add("-Xmx512m");
@@ -35,7 +38,7 @@ final class JavaProcess {
     }
   }
 
-  static Result finish(Process process) {
+  public static Result finish(Process process) {
     try {
       String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
       if (!process.waitFor(5, TimeUnit.MINUTES)) {

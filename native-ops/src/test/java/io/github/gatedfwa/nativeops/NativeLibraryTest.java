@@ -3,21 +3,26 @@ package io.github.gatedfwa.nativeops;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatCode;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assumptions.assumeThat;
 
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
-import org.nd4j.linalg.api.ops.executioner.OpExecutioner.ExecutionerType;
 
 class NativeLibraryTest {
 
   private static final String RESOURCE =
       "io/github/gatedfwa/nativeops/linux-x86_64/libgatedfwa_cpu.so";
+
+  private static final String CUDA_RESOURCE =
+      "io/github/gatedfwa/nativeops/linux-x86_64-gpu/libgatedfwa_cuda.so";
 
   @TempDir Path directory;
 
@@ -25,7 +30,7 @@ class NativeLibraryTest {
   void loadsAndDescribesItself() {
     NativeLibrary.load();
     NativeLibrary.load();
-    assertThat(NativeLibrary.instructionSet()).isIn("plain", "avx2", "avx512");
+    assertThat(NativeLibrary.instructionSet()).isIn("plain", "avx2", "avx512", "cuda");
     assertThat(NativeLibrary.threads()).isPositive();
     assertThat(NativeLibrary.descriptor("gated_fwa_bp").getHash()).isNotZero();
     assertThatThrownBy(() -> NativeLibrary.descriptor("gated"))
@@ -47,6 +52,7 @@ class NativeLibraryTest {
     assertThat(result.output()).contains("before: false, after: true");
   }
 
+  @Tag("nd4j-native")
   @Test
   void jvmsShareOneCacheThatIsEmptyAtFirst() throws IOException {
     String cache = "-Dorg.bytedeco.javacpp.cachedir=" + directory;
@@ -61,6 +67,7 @@ class NativeLibraryTest {
     }
   }
 
+  @Tag("nd4j-native")
   @Test
   void instructionSetIsTheUsersChoice() {
     JavaProcess.Result result =
@@ -69,6 +76,7 @@ class NativeLibraryTest {
     assertThat(result.output()).contains("loaded plain");
   }
 
+  @Tag("nd4j-native")
   @Test
   void unknownInstructionSetIsRefusedEachTime() {
     JavaProcess.Result result =
@@ -81,6 +89,65 @@ class NativeLibraryTest {
             "failed: the system property gatedfwa.cpu.instructions");
   }
 
+  @Tag("nd4j-native")
+  @Test
+  void saysThatThereIsNoCudaLibrary() {
+    String reason = "no CUDA library on the class path (native-ops, classifier linux-x86_64-gpu)";
+    assertThat(loadWithoutCudaLibrary("auto"))
+        .contains("device cpu: " + reason)
+        .doesNotContain("WARN");
+    String warning = "GatedFWA runs on the CPU, not on a GPU as gatedfwa.device asks: " + reason;
+    assertThat(loadWithoutCudaLibrary("cuda"))
+        .contains("device cpu: " + reason)
+        .containsOnlyOnce(warning);
+    assertThat(loadWithoutCudaLibrary("cpu"))
+        .containsPattern("(?m)^device cpu$")
+        .doesNotContain("WARN");
+  }
+
+  private static String loadWithoutCudaLibrary(String device) {
+    String classPath =
+        Stream.of(System.getProperty("java.class.path").split(":", -1))
+            .filter(
+                entry ->
+                    !Files.exists(Path.of(entry, CUDA_RESOURCE)) && !entry.endsWith("-gpu.jar"))
+            .collect(Collectors.joining(":"));
+    return JavaProcess.run(
+            Programs.Load.class,
+            List.of("-cp", classPath, "-D" + NativeLibrary.DEVICE_PROPERTY + "=" + device))
+        .output();
+  }
+
+  /** The library loads where there is no NVIDIA driver, and says so. */
+  @Tag("nd4j-native")
+  @Test
+  void saysThatThereIsNoDriver() {
+    Path classes = Path.of("target/gpu-classes");
+    assumeThat(classes.resolve(CUDA_RESOURCE))
+        .as("the CUDA library, which takes nvcc to build")
+        .exists();
+    assumeThat(Path.of("/proc/driver/nvidia")).as("an NVIDIA driver").doesNotExist();
+    JavaProcess.Result result =
+        JavaProcess.run(
+            Programs.Load.class,
+            List.of("-cp", classes + ":" + System.getProperty("java.class.path")));
+    assertThat(result.output())
+        .contains("device cpu: no NVIDIA driver, or one older than the CUDA library needs");
+    assertThat(result.exitCode()).isZero();
+  }
+
+  @Test
+  void unknownDeviceIsRefused() {
+    assertThat(
+            JavaProcess.run(
+                    Programs.Load.class, List.of("-D" + NativeLibrary.DEVICE_PROPERTY + "=gpu"))
+                .output())
+        .contains(
+            "failed: the system property gatedfwa.device is 'gpu'; expected auto, cpu, cuda or"
+                + " cuda:N")
+        .doesNotContain("loaded");
+  }
+
   @Test
   void unsupportedPlatformIsNamed() {
     JavaProcess.Result result =
@@ -91,6 +158,7 @@ class NativeLibraryTest {
         .contains("supported: linux-x86_64");
   }
 
+  @Tag("nd4j-native")
   @Test
   void brokenLibraryIsReportedWithItsCause() throws IOException {
     Path library = directory.resolve(RESOURCE);
@@ -107,6 +175,7 @@ class NativeLibraryTest {
             "cause: UnsatisfiedLinkError");
   }
 
+  @Tag("nd4j-native")
   @Test
   void missingBackEndIsReported() {
     String withoutNative =
@@ -121,15 +190,11 @@ class NativeLibraryTest {
   }
 
   @Test
-  void otherVersionsAndBackEndsAreRefused() {
+  void otherVersionsAreRefused() {
     assertThatCode(() -> NativeLibrary.checkVersions(Map.of("nd4j-api", "1.0.0-M2.1")))
         .doesNotThrowAnyException();
     assertThatThrownBy(() -> NativeLibrary.checkVersions(Map.of("nd4j-native", "1.0.0-M1.1")))
         .isInstanceOf(NativeLibraryException.class)
         .hasMessage("nd4j-native is version 1.0.0-M1.1; supported: 1.0.0-M2.1");
-    assertThatThrownBy(() -> NativeLibrary.checkBackend(ExecutionerType.CUDA, "JCublasBackend"))
-        .isInstanceOf(NativeLibraryException.class)
-        .hasMessageContaining("JCublasBackend (CUDA)")
-        .hasMessageContaining("supported: nd4j-native");
   }
 }

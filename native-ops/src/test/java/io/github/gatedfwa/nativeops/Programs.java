@@ -17,7 +17,7 @@ final class Programs {
 
   private Programs() {}
 
-  /** Loads and says how it went, twice. */
+  /** Loads and says how it went and where the ops run, twice. */
   static final class Load {
 
     private Load() {}
@@ -27,6 +27,7 @@ final class Programs {
         try {
           NativeLibrary.load();
           System.out.println("loaded " + NativeLibrary.instructionSet());
+          System.out.println("device " + NativeLibrary.device());
         } catch (NativeLibraryException e) {
           System.out.println("failed: " + e.getMessage());
           for (Throwable cause = e.getCause(); cause != null; cause = cause.getCause()) {

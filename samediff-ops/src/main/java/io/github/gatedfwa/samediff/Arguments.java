@@ -46,14 +46,8 @@ final class Arguments {
     present(op, "q", q);
     present(op, "k", k);
     present(op, "v", v);
+    queries(op, q);
     DataType type = q.dataType();
-    if (type != DataType.FLOAT
-        && type != DataType.DOUBLE
-        && type != DataType.FLOAT16
-        && type != DataType.BFLOAT16) {
-      throw wrong(op, "q is " + type + "; expected FLOAT, DOUBLE, HALF or BFLOAT16");
-    }
-    shape(op, "q", q, any(), any(), atLeast(1), upTo(MAX_HEAD_SIZE));
     long batch = q.size(0);
     long heads = q.size(2);
     type(op, "k", k, type);
@@ -65,11 +59,28 @@ final class Arguments {
       type(op, "alpha", alpha, NativeOp.accumulatorType(type));
       shape(op, "alpha", alpha, is(batch), is(keyLength), is(heads));
     }
+    mask(op, mask, type, batch, keyLength);
+  }
+
+  /** q [B, N, H, D]. */
+  static void queries(String op, INDArray q) {
+    DataType type = q.dataType();
+    if (type != DataType.FLOAT
+        && type != DataType.DOUBLE
+        && type != DataType.FLOAT16
+        && type != DataType.BFLOAT16) {
+      throw wrong(op, "q is " + type + "; expected FLOAT, DOUBLE, HALF or BFLOAT16");
+    }
+    shape(op, "q", q, any(), any(), atLeast(1), upTo(MAX_HEAD_SIZE));
+  }
+
+  /** mask [batch, count] of q's type or BOOL, or null. */
+  static void mask(String op, INDArray mask, DataType type, long batch, long count) {
     if (mask != null) {
       if (mask.dataType() != type && mask.dataType() != DataType.BOOL) {
         throw wrong(op, "mask is " + mask.dataType() + "; expected " + type + " or BOOL");
       }
-      shape(op, "mask", mask, is(batch), is(keyLength));
+      shape(op, "mask", mask, is(batch), is(count));
     }
   }
 
@@ -86,15 +97,24 @@ final class Arguments {
       long window,
       double scale) {
     attention(op, q, k, v, alpha, mask, window, scale);
+    results(op, q, v, o, lse, dO);
+  }
+
+  /** o and dO [B, N, H, Dv], lse [B, H, N]. */
+  static void results(String op, INDArray q, INDArray v, INDArray o, INDArray lse, INDArray dO) {
     present(op, "o", o);
-    present(op, "lse", lse);
     present(op, "dO", dO);
     type(op, "o", o, q.dataType());
     shape(op, "o", o, is(q.size(0)), is(q.size(1)), is(q.size(2)), is(v.size(3)));
-    type(op, "lse", lse, NativeOp.accumulatorType(q.dataType()));
-    shape(op, "lse", lse, is(q.size(0)), is(q.size(2)), is(q.size(1)));
+    lse(op, q, lse);
     type(op, "dO", dO, q.dataType());
     shape(op, "dO", dO, is(q.size(0)), is(q.size(1)), is(q.size(2)), is(v.size(3)));
+  }
+
+  static void lse(String op, INDArray q, INDArray lse) {
+    present(op, "lse", lse);
+    type(op, "lse", lse, NativeOp.accumulatorType(q.dataType()));
+    shape(op, "lse", lse, is(q.size(0)), is(q.size(2)), is(q.size(1)));
   }
 
   static void gate(String op, INDArray h, INDArray beta, double eps) {
@@ -116,19 +136,19 @@ final class Arguments {
     shape(op, "dalpha", dalpha, is(h.size(0)), is(h.size(1)), is(h.size(2)));
   }
 
-  private static void present(String op, String name, INDArray array) {
+  static void present(String op, String name, INDArray array) {
     if (array == null) {
       throw wrong(op, name + " is null; expected an array");
     }
   }
 
-  private static void type(String op, String name, INDArray array, DataType expected) {
+  static void type(String op, String name, INDArray array, DataType expected) {
     if (array.dataType() != expected) {
       throw wrong(op, name + " is " + array.dataType() + "; expected " + expected);
     }
   }
 
-  private static void shape(String op, String name, INDArray array, Dimension... expected) {
+  static void shape(String op, String name, INDArray array, Dimension... expected) {
     boolean right = array.rank() == expected.length;
     for (int i = 0; right && i < expected.length; i++) {
       right = expected[i].allows(array.size(i));
@@ -144,12 +164,12 @@ final class Arguments {
     }
   }
 
-  private static IllegalArgumentException wrong(String op, String message) {
+  static IllegalArgumentException wrong(String op, String message) {
     return new IllegalArgumentException(op + ": " + message);
   }
 
   /** What a dimension may be. */
-  private record Dimension(Rule rule, long value) {
+  record Dimension(Rule rule, long value) {
 
     enum Rule {
       EXACTLY,
@@ -178,23 +198,23 @@ final class Arguments {
     }
   }
 
-  private static Dimension is(long size) {
+  static Dimension is(long size) {
     return new Dimension(Dimension.Rule.EXACTLY, size);
   }
 
-  private static Dimension atLeast(long size) {
+  static Dimension atLeast(long size) {
     return new Dimension(Dimension.Rule.AT_LEAST, size);
   }
 
-  private static Dimension any() {
+  static Dimension any() {
     return atLeast(0);
   }
 
-  private static Dimension upTo(long size) {
+  static Dimension upTo(long size) {
     return new Dimension(Dimension.Rule.UP_TO, size);
   }
 
-  private static Dimension divisorOf(long size) {
+  static Dimension divisorOf(long size) {
     return new Dimension(Dimension.Rule.DIVISOR_OF, size);
   }
 }

@@ -2,6 +2,7 @@ package io.github.gatedfwa.samediff;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.github.gatedfwa.nativeops.JavaProcess;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.nd4j.autodiff.samediff.SDVariable;
@@ -60,12 +61,11 @@ class FallbackTest {
 
   @Test
   void composedWithOneWarningWhereItCannotBeLoaded() {
-    String output =
-        JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cpu.instructions=none")).output();
+    String output = JavaProcess.run(Attend.class, List.of("-Dgatedfwa.cuda.float=none")).output();
     assertThat(output).contains("native false sums 80.0 80.0 native ops in graph 0");
     String warning = "GatedFWA runs on ND4J's own ops, which is slower: ";
     assertThat(output)
-        .contains(warning + "the system property gatedfwa.cpu.instructions asks for")
+        .contains(warning + "the system property gatedfwa.cuda.float is 'none'")
         .containsOnlyOnce(warning);
   }
 
@@ -74,9 +74,9 @@ class FallbackTest {
     assertThat(
             JavaProcess.run(
                     Attend.class,
-                    List.of("-Dgatedfwa.native=required", "-Dgatedfwa.cpu.instructions=none"))
+                    List.of("-Dgatedfwa.native=required", "-Dgatedfwa.cuda.float=none"))
                 .output())
-        .contains("failed: the system property gatedfwa.cpu.instructions asks for");
+        .contains("failed: the system property gatedfwa.cuda.float is 'none'");
   }
 
   @Test

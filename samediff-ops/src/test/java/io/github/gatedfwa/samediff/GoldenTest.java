@@ -3,9 +3,6 @@ package io.github.gatedfwa.samediff;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
-import java.io.InputStream;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -13,9 +10,6 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
-import org.nd4j.linalg.factory.Nd4j;
-import org.nd4j.shade.jackson.databind.JsonNode;
-import org.nd4j.shade.jackson.databind.ObjectMapper;
 
 /** Every implementation against the float64 cases in {@code resources/golden}, in every type. */
 class GoldenTest {
@@ -64,10 +58,20 @@ class GoldenTest {
       boolean accumulated = array.equals("lse") || array.equals("dalpha");
       assertThat(results.get(i).dataType())
           .isEqualTo(accumulated ? NativeOp.accumulatorType(type) : type);
-      assertThat(Errors.relative(results.get(i), golden.array(array)))
+      assertThat(Errors.relative(results.get(i), golden.array(array), unit(array, golden)))
           .as("relative error of %s", array)
           .isLessThanOrEqualTo(Errors.bound(type));
     }
+  }
+
+  /** With a window of 1 these gradients cancel: what is left is rounding of terms of dv's size. */
+  private static Errors.Unit unit(String array, Golden golden) throws IOException {
+    if (!List.of("dq", "dk", "dalpha").contains(array)) {
+      return new Errors.Unit(0);
+    }
+    INDArray dv = golden.array("dv");
+    double norm = dv.norm2Number().doubleValue();
+    return new Errors.Unit(0.1 * norm / Math.sqrt((double) golden.array(array).length()));
   }
 
   @ParameterizedTest
@@ -91,38 +95,6 @@ class GoldenTest {
       assertThat(Errors.relative(results.get(i), golden.array(array)))
           .as("relative error of %s", array)
           .isLessThanOrEqualTo(Errors.bound(gateType));
-    }
-  }
-
-  /** A directory of {@code case.json} and float64 arrays in C order. */
-  private static final class Golden {
-
-    final JsonNode json;
-    private final String directory;
-
-    Golden(String name) throws IOException {
-      directory = "/golden/" + name + "/";
-      try (InputStream in = GoldenTest.class.getResourceAsStream(directory + "case.json")) {
-        json = new ObjectMapper().readTree(in);
-      }
-    }
-
-    boolean has(String array) {
-      return json.get("arrays").has(array);
-    }
-
-    INDArray array(String name) throws IOException {
-      long[] shape =
-          Stream.of(new ObjectMapper().treeToValue(json.get("arrays").get(name), Long[].class))
-              .mapToLong(Long::longValue)
-              .toArray();
-      try (InputStream in = GoldenTest.class.getResourceAsStream(directory + name + ".npy")) {
-        ByteBuffer file = ByteBuffer.wrap(in.readAllBytes()).order(ByteOrder.LITTLE_ENDIAN);
-        file.position(10 + file.getShort(8));
-        double[] values = new double[file.remaining() / Double.BYTES];
-        file.asDoubleBuffer().get(values);
-        return Nd4j.createFromArray(values).reshape(shape);
-      }
     }
   }
 }

@@ -128,7 +128,7 @@ class OraclePropertyTest {
                     type));
   }
 
-  @Property(tries = 300, shrinking = ShrinkingMode.OFF)
+  @Property(shrinking = ShrinkingMode.OFF)
   void nativeOps(@ForAll("problems") Problem problem) {
     check(Implementation.NATIVE, problem);
   }

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.nd4j.linalg.indexing.NDArrayIndex.all;
 import static org.nd4j.linalg.indexing.NDArrayIndex.point;
 
+import io.github.gatedfwa.nativeops.JavaProcess;
 import java.io.File;
 import java.nio.file.Path;
 import java.util.ArrayList;

@@ -344,6 +344,44 @@ public final class GatedFWA extends BaseRecurrentLayer<GatedFWALayer> {
     Tokens.zeroRows(Memory.view(p.alpha, 0, p.input.count(), heads), p.mask, p.input.time(), 0);
   }
 
+  /**
+   * The decays alpha of the tokens of the last forward pass, as the attention sees them: the
+   * larger, the more of what came before is forgotten when the token arrives.
+   *
+   * <p>They are to be had while the layer has its input: in a listener's {@code onForwardPass}, and
+   * after a {@code feedForward} that does not clear inputs. After a pass in inference mode they are
+   * computed anew, with the mask that is set now.
+   *
+   * @return [minibatch, time, heads], a copy; 0 at padded tokens
+   * @throws IllegalStateException if the layer has no gate or no input
+   */
+  public INDArray decays() {
+    if (!layerConf().isGated()) {
+      throw new IllegalStateException(describe() + ": gated = false: there are no decays");
+    }
+    if (input == null) {
+      throw new IllegalStateException(
+          describe() + ": no input: decays can be read after a forward pass that keeps it");
+    }
+    return Memory.detached(
+        () -> {
+          Pass p = pass;
+          if (p == null) {
+            p = new Pass();
+            p.at = Columns.of(layerConf());
+            LayerWorkspaceMgr workspaces = LayerWorkspaceMgr.noWorkspaces();
+            projectInput(p, false, workspaces, ArrayType.FF_WORKING_MEM);
+            gate(p, false, workspaces, ArrayType.FF_WORKING_MEM);
+          }
+          return p.alpha
+              .get(
+                  NDArrayIndex.all(),
+                  NDArrayIndex.interval(p.cached, p.alpha.size(1)),
+                  NDArrayIndex.all())
+              .dup('c');
+        });
+  }
+
   /** Output projection, bias and mask. */
   private INDArray projectOutput(Pass p, boolean training, LayerWorkspaceMgr workspaces) {
     GatedFWALayer c = layerConf();

@@ -1,0 +1,99 @@
+package io.github.gatedfwa.examples;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.io.IOException;
+import java.net.ConnectException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.NetworkInterface;
+import java.net.ServerSocket;
+import java.net.Socket;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.util.List;
+import java.util.stream.Stream;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.junit.jupiter.api.Test;
+import org.nd4j.linalg.api.buffer.DataType;
+import org.nd4j.linalg.dataset.DataSet;
+import org.nd4j.linalg.factory.Nd4j;
+
+class TrainingUiTest {
+  private final HttpClient client = HttpClient.newHttpClient();
+
+  private HttpResponse<String> get(URI address) throws IOException, InterruptedException {
+    return client.send(
+        HttpRequest.newBuilder(address).build(), HttpResponse.BodyHandlers.ofString());
+  }
+
+  @Test
+  void showsParametersAndUpdatesOnThisMachineOnly() throws Exception {
+    URI overview;
+    try (TrainingUi ui = TrainingUi.start(0)) {
+      ComputationGraph network = QuickStart.network();
+      network.addListeners(ui.listener(1));
+      DataSet data =
+          new DataSet(
+              Nd4j.randn(DataType.FLOAT, 2, 64, 8), Nd4j.ones(DataType.FLOAT, 2, 10, 8).div(10));
+      for (int i = 0; i < 3; i++) {
+        network.fit(data);
+      }
+      overview = URI.create(ui.address());
+      HttpResponse<String> page = get(overview);
+      assertThat(page.statusCode()).isEqualTo(200);
+      assertThat(page.body()).contains("<html", "Overview");
+      assertThat(eventually(overview.resolve("/train/overview/data"), "\"scores\" : [ "))
+          .contains("updateRatios");
+      assertThat(eventually(overview.resolve("/train/model/graph"), "block-attention"))
+          .contains("block-ffn");
+      // Vertex 2: after the input and the attention's norm.
+      assertThat(get(overview.resolve("/train/model/data/2")).body())
+          .contains("block-attention", "GatedFWA", "paramMM", "updateMM", "updateHist")
+          .contains("\"Wq\"", "\"Wg\"", "\"Wbeta\"", "\"bg\"", "\"Wo\"");
+
+      List<InetAddress> others;
+      try (Stream<NetworkInterface> interfaces = NetworkInterface.networkInterfaces()) {
+        others =
+            interfaces
+                .flatMap(NetworkInterface::inetAddresses)
+                .filter(address -> !address.isLoopbackAddress())
+                .toList();
+      }
+      for (InetAddress address : others) {
+        assertThatThrownBy(() -> connect(address, overview.getPort()))
+            .as("%s", address)
+            .isInstanceOf(ConnectException.class);
+      }
+    }
+  }
+
+  /** The UI takes in what listeners report on a thread of its own, twice a second. */
+  private String eventually(URI address, String expected) throws Exception {
+    String body = "";
+    for (int attempt = 0; attempt < 100 && !body.contains(expected); attempt++) {
+      Thread.sleep(100);
+      body = get(address).body();
+    }
+    assertThat(body).contains(expected);
+    return body;
+  }
+
+  private static void connect(InetAddress address, int port) throws IOException {
+    try (Socket socket = new Socket()) {
+      socket.connect(new InetSocketAddress(address, port), 2000);
+    }
+  }
+
+  @Test
+  void aTakenPortIsAnError() throws IOException {
+    try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+      assertThatThrownBy(() -> TrainingUi.start(taken.getLocalPort()))
+          .isInstanceOf(IOException.class)
+          .hasMessageContaining("no training UI on port " + taken.getLocalPort());
+    }
+  }
+}

@@ -1,0 +1,38 @@
+// Where the arrays of a call live and its kernels run: all that differs between ND4J's back ends. One implementation is
+// linked into each plug-in: backend_cpu.cpp (nd4j-native), backend_cuda.cpp (nd4j-cuda).
+#pragma once
+
+#include <stdexcept>
+
+#include "kernel/params.h"
+#include "libnd4j/abi.h"
+
+namespace gatedfwa {
+
+/// A device could not do what was asked of it; the outputs are undefined.
+class DeviceError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// For the time of one call of an op. `run` throws DeviceError or std::bad_alloc.
+class Backend {
+ public:
+  explicit Backend(sd::graph::Context& context);
+  ~Backend();
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  /// Address of the array's first element where the kernels can use it.
+  static void* data(sd::NDArray& array);
+
+  void run(const AttentionForward& params) const;
+  void run(const AttentionBackward& params) const;
+  void run(const GateForward& params) const;
+  void run(const GateBackward& params) const;
+
+ private:
+  sd::graph::Context& context_;
+};
+
+}  // namespace gatedfwa

@@ -1,0 +1,150 @@
+#include "op/gpu_runtime.h"
+
+#include <atomic>
+#include <mutex>
+
+#include "gatedfwa_cuda.h"
+#include "op/backend.h"
+#include "op/work.h"
+
+namespace gatedfwa::gpu {
+namespace {
+
+constexpr int kOldest = 75;  ///< compute capability x 10 of the oldest device that the kernels are compiled for
+
+std::atomic<cuda::FloatMode> floatMode{cuda::FloatMode::Strict};
+std::atomic<int64_t> calls{0};
+std::mutex decisionLock;
+std::string decision;
+
+std::string architecture(const cuda::Device& device) {
+  return "sm_" + std::to_string(device.major) + std::to_string(device.minor);
+}
+
+std::string nameOf(const cuda::Device& device) {
+  return "cuda:" + std::to_string(device.ordinal) + " (" + architecture(device) + ')';
+}
+
+[[noreturn]] void fail(const std::string& where, cudaError_t error) {
+  cudaGetLastError();  // reported here, not by the next launch
+  throw DeviceError(where + ": " + cudaGetErrorString(error));
+}
+
+/// The calling thread's: libnd4j has made its context current.
+cuda::Device currentDevice() {
+  int ordinal = 0;
+  if (const cudaError_t e = cudaGetDevice(&ordinal)) fail("the current device", e);
+  cuda::Device device;
+  const cuda::Result result = cuda::queryDevice(ordinal, &device);
+  if (!result) fail("cuda:" + std::to_string(ordinal), result.cuda);
+  return device;
+}
+
+/// Device memory for the time of one call, in the order of the call's stream.
+class Scratch {
+ public:
+  Scratch(const cuda::Device& device, size_t bytes, cudaStream_t stream) : bytes_(bytes), stream_(stream) {
+    if (bytes == 0) return;
+    const cudaError_t e = cudaMallocAsync(&data_, bytes, stream);
+    if (e != cudaSuccess) fail(nameOf(device) + ", " + std::to_string(bytes) + " bytes of scratch memory", e);
+  }
+  ~Scratch() {
+    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_;
+  cudaStream_t stream_;
+};
+
+void finish(const cuda::Device& device, const cuda::Result& result) {
+  if (!result) fail(nameOf(device), result.cuda);
+  calls.fetch_add(1, std::memory_order_relaxed);
+}
+
+size_t workspace(const AttentionForward& params, const cuda::Device& device, cuda::FloatMode mode) {
+  return cuda::attentionForwardWorkspace(params, device, mode);
+}
+size_t workspace(const AttentionBackward& params, const cuda::Device& device, cuda::FloatMode mode) {
+  return cuda::attentionBackwardWorkspace(params, device, mode);
+}
+
+cuda::Result launch(const AttentionForward& params, const cuda::Device& device, cuda::FloatMode mode,
+                    const Scratch& scratch, cudaStream_t stream) {
+  return cuda::attentionForward(params, device, mode, scratch.data(), scratch.bytes(), stream);
+}
+cuda::Result launch(const AttentionBackward& params, const cuda::Device& device, cuda::FloatMode mode,
+                    const Scratch& scratch, cudaStream_t stream) {
+  return cuda::attentionBackward(params, device, mode, scratch.data(), scratch.bytes(), stream);
+}
+
+template <typename Params>
+void runAttention(const Params& params, cudaStream_t stream) {
+  const cuda::Device device = currentDevice();
+  const cuda::FloatMode mode = floatMode;
+  const Work work = workOf(params);
+  const cuda::Selection selection = cuda::selectKernel(params, device, mode, work.backward);
+  if (selection.kernel == cuda::Kernel::None) throw DeviceError(nameOf(device) + ": " + selection.reason);
+  {
+    const std::lock_guard<std::mutex> guard(decisionLock);
+    decision = work.description + ": " + nameOf(device) + ", " + selection.reason;
+  }
+  const Scratch scratch(device, workspace(params, device, mode), stream);
+  finish(device, launch(params, device, mode, scratch, stream));
+}
+
+}  // namespace
+
+std::string open(const Settings& settings) {
+  int count = 0;
+  if (const cudaError_t e = cudaGetDeviceCount(&count)) {
+    if (e == cudaErrorInsufficientDriver) throw DeviceError("the NVIDIA driver is older than the CUDA library needs");
+    fail("the CUDA devices", e);
+  }
+  const cuda::Device device = currentDevice();
+  cudaDeviceProp properties{};
+  for (int ordinal = 0; ordinal < count; ordinal++) {
+    cudaError_t e = cudaGetDeviceProperties(&properties, ordinal);
+    cudaMemPool_t pool = nullptr;
+    uint64_t kept = settings.scratchLimit >= 0 ? static_cast<uint64_t>(settings.scratchLimit)
+                                               : static_cast<uint64_t>(properties.totalGlobalMem) / 4;
+    if (e == cudaSuccess) e = cudaDeviceGetDefaultMemPool(&pool, ordinal);
+    if (e == cudaSuccess) e = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept);
+    if (e != cudaSuccess && ordinal == device.ordinal) fail(nameOf(device) + ", memory pool", e);
+    cudaGetLastError();
+  }
+  if (const cudaError_t e = cudaGetDeviceProperties(&properties, device.ordinal)) fail(nameOf(device), e);
+  const std::string name =
+      "cuda:" + std::to_string(device.ordinal) + ' ' + properties.name + " (" + architecture(device) + ')';
+  if (device.major * 10 + device.minor < kOldest)
+    throw DeviceError(name + ": compute capability 7.5 or newer is needed");
+  floatMode = settings.tf32 ? cuda::FloatMode::Tf32 : cuda::FloatMode::Strict;
+  return name;
+}
+
+void run(const AttentionForward& params, cudaStream_t stream) { runAttention(params, stream); }
+void run(const AttentionBackward& params, cudaStream_t stream) { runAttention(params, stream); }
+
+void run(const GateForward& params, cudaStream_t stream) {
+  finish(currentDevice(), cuda::gateForward(params, nullptr, stream));
+}
+
+void run(const GateBackward& params, cudaStream_t stream) {
+  finish(currentDevice(), cuda::gateBackward(params, stream));
+}
+
+Report report() {
+  Report report;
+  report.calls = calls;
+  const std::lock_guard<std::mutex> guard(decisionLock);
+  report.lastDecision = decision;
+  return report;
+}
+
+}  // namespace gatedfwa::gpu

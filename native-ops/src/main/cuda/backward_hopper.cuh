@@ -1,0 +1,562 @@
+// Backward on Hopper's tensor cores (wgmma), in the two passes of backward_mma.cuh, behind the skeleton of hopper.cuh.
+//
+//   dqHopperKernel    a consumer group keeps 64 queries (Q, dO), key tiles stream:  dq = scale dS K
+//   dkdvHopperKernel  a consumer group keeps 64 keys (K, V), query tiles stream:    dv = P^T dO, dk = scale dS^T Q,
+//   sums
+//
+// P and dS go from accumulators to the next product in registers; both directions of a tile are read from the one copy.
+// The next tile's products are under way while a tile's P is computed. Sums run in registers in a fixed order.
+#pragma once
+
+#include <climits>
+
+#include "hopper.cuh"
+#include "tensor_map.h"
+
+namespace gatedfwa::cuda {
+
+template <typename T, int head>
+__global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
+    dqHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
+                   const __grid_constant__ CUtensorMap mapDo, const __grid_constant__ CUtensorMap mapK,
+                   const __grid_constant__ CUtensorMap mapV) {
+#if GATEDFWA_HOPPER
+  using Size = HopperTile<Pass::Dq, head>;
+  constexpr int rows = Size::rows;
+  extern __shared__ __align__(1024) unsigned char hopperShared[];
+  const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
+  static_assert(sizeof(HopperKeyTerms) == Size::termBytes, "");
+  block.initialise(keyTileArrivals(a));
+
+  const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
+  const bool hasTerms = hasKeyTerms(a);
+  const float rawPerLog2 = 1.f / a.scaleLog2;
+
+  if (warp < 4) {
+    lowerRegisters<Size::producerRegisters>();
+    const Ring<Size::stages> at;
+    if (warp == 0 && lane == 0) {
+      produceKeys<head, rows>(a, block, at, mapK, mapV);
+    } else if (warp == 1 && lane == 0) {
+      produceQueries<head, rows>(a, block, mapQ, &mapDo);
+    } else if (warp == 2 && hasTerms) {
+      produceKeyTerms<head, rows>(a, block, at, 1.f);
+    }
+    return;
+  }
+
+  raiseRegisters<Size::consumerRegisters>();
+  const int group = warp / 4 - 1, warpInGroup = warp % 4, g = lane / 4, t = lane % 4;
+  const int row = 16 * warpInGroup + g;
+  const uint32_t tileQ = block.stationaryTile(group, 0), tileDo = block.stationaryTile(group, 1);
+  float s[8][4], dp[8][4], dq[head / 8][4];
+  uint32_t weights[4][4];
+  Ring<Size::stages> at;
+  uint32_t queryPhase = 0;
+
+  for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
+    const QueryWork x(a, work, rows);
+    const int first = x.origin + group * kSumTile, tile = first / kSumTile;
+    const bool live = first < a.M && first + kSumTile > offset;
+    const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
+    int index = x.newest;
+    const auto release = [&](int slot) {
+      __syncwarp();
+      if (lane == 0) barrierArrive(block.freed(slot));
+    };
+    const auto skipTo = [&](int end) {
+      for (; index > end; --index, at.advance()) {
+        barrierWait(block.landed(at.slot), at.phase);
+        release(at.slot);
+      }
+    };
+    if (!live) {
+      skipTo(x.oldest - 1);
+      continue;
+    }
+    const int64_t rowAt = x.bh * a.queries.length + first + row - a.queries.first;
+    float lse[2], decayedLse[2], delta[2], rowSum[2] = {0.f, 0.f}, between = 0.f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      lse[i] = a.rowLse[rowAt + 8 * i];
+      decayedLse[i] = a.rowDecayedLse[rowAt + 8 * i];
+      delta[i] = a.rowDelta[rowAt + 8 * i];
+    }
+    skipTo(tile);
+    barrierWait(block.kept(group), queryPhase);
+    queryPhase ^= 1;
+#pragma unroll
+    for (int n = 0; n < head / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
+
+    // Products of the tile at `at`, with dq of the tile before between them: s is needed first.
+    const auto multiply = [&](auto&& multiplyBetween) {
+      wgmmaFence();
+      multiplyTiles<T, head>(s, descriptorHere(tileQ), descriptor(block.streamedTile(at.slot, 0)));
+      wgmmaCommit();
+      multiplyBetween();
+      wgmmaCommit();
+      multiplyTiles<T, head>(dp, descriptorHere(tileDo), descriptor(block.streamedTile(at.slot, 1)));
+      wgmmaCommit();
+    };
+    const auto waitTile = [&] {
+      barrierWait(block.landed(at.slot), at.phase);
+      if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
+    };
+    int slot = 0;
+    const auto addDq = [&] { multiplyWeights<T>(dq, weights, descriptor(block.streamedTile(slot, 0))); };
+
+    waitTile();
+    hold(dq);
+    multiply([] {});
+    while (true) {
+      const bool diagonal = index == tile;
+      wgmmaWait<2>();
+      hold(s);
+      if (diagonal) {
+        finishDiagonal(s, hasTerms ? &block.terms[at.slot] : nullptr, row, t, a.window, rawPerLog2);
+      } else if (index * kSumTile <= first + kSumTile - 1 - a.window) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          hideColumns(s, i, bitsFrom(first + row + 8 * i - a.window + 1 - index * kSumTile), t);
+      }
+      const float bias[2] = {diagonal ? lse[0] : decayedLse[0] + between, diagonal ? lse[1] : decayedLse[1] + between};
+      if (hasTerms && !diagonal) {
+        const HopperKeyTerms& terms = block.terms[at.slot];
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const float2 y = *reinterpret_cast<const float2*>(terms.term + 8 * n + 2 * t);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, e % 2 ? y.y : y.x) - bias[e / 2]);
+        }
+        between += terms.total;
+      } else {
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -bias[e / 2]));
+      }
+      wgmmaWait<0>();
+      hold(dp);
+      if (!diagonal) release(slot);
+      if (index == oldest) {
+        __syncwarp();
+        if (lane == 0) barrierArrive(block.released(group));
+      }
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          dp[n][e] = s[n][e] * (dp[n][e] - delta[e / 2]);
+          rowSum[e / 2] += dp[n][e];
+        }
+      packWeights<T>(weights, dp);
+      slot = at.slot;
+      at.advance();
+      if (--index < oldest) break;
+      waitTile();
+      multiply(addDq);
+    }
+    wgmmaFence();
+    addDq();
+    wgmmaCommit();
+    wgmmaWait<0>();
+    hold(dq);
+    release(slot);
+    skipTo(x.oldest - 1);
+
+    T* const out = a.dq.data + x.b * a.dq.batch + x.h * a.dq.head;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (a.rowSums) {
+        const float sum = quadSum(rowSum[i]);
+        if (t == 0) a.rowSums[rowAt + 8 * i] = sum;
+      }
+      const int p = first + row + 8 * i;
+      writeRow<T>(dq, i, a.scale, out + (p - offset) * a.dq.row, p >= offset && p < a.M, a.dq, t);
+    }
+  }
+#endif
+}
+
+/// What a key-stationary block needs of a streamed query tile besides Q and dO (log2 units).
+struct alignas(16) HopperQueryTerms {
+  float lse[kSumTile], decayedLse[kSumTile], delta[kSumTile];
+  float prefix[kSumTile];
+  uint64_t resets;
+};
+
+#if GATEDFWA_HOPPER
+/// The keys of one block of the key-stationary kernel, and the query tiles, of each head of the group, that see one of
+/// them.
+struct KeyWork {
+  int b, kvHead, origin, firstTile, lastTile;
+};
+/// Query tiles that see a key of [first, first + count); none if firstTile > lastTile.
+template <typename T>
+__device__ __forceinline__ void tilesThatSee(const AttentionArgs<T>& a, int first, int count, int& firstTile,
+                                             int& lastTile) {
+  const int64_t from = max(first, a.M - a.N);
+  const int64_t to = min(static_cast<int64_t>(a.M), static_cast<int64_t>(first) + count + a.window - 1) - 1;
+  firstTile = static_cast<int>(from / kSumTile);
+  lastTile = to < from ? firstTile - 1 : static_cast<int>(to / kSumTile);
+}
+template <int rows, typename T>
+__device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const WorkList& at) {
+  KeyWork x;
+  x.b = at.b;
+  x.kvHead = at.h;
+  x.origin = at.tile * rows;
+  tilesThatSee(a, x.origin, rows, x.firstTile, x.lastTile);
+  return x;
+}
+template <typename T>
+__device__ __forceinline__ WorkList keyWorkList(const AttentionArgs<T>& a, int rows) {
+  return WorkList(a.batch, a.H / a.group, (a.M + rows - 1) / rows);
+}
+#endif
+
+template <typename T, int head>
+__global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
+    dkdvHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
+                     const __grid_constant__ CUtensorMap mapDo, const __grid_constant__ CUtensorMap mapK,
+                     const __grid_constant__ CUtensorMap mapV) {
+#if GATEDFWA_HOPPER
+  using Size = HopperTile<Pass::DkDv, head>;
+  constexpr int rows = Size::rows;
+  extern __shared__ __align__(1024) unsigned char hopperShared[];
+  const HopperBlock<Size, HopperQueryTerms> block(hopperShared);
+  static_assert(sizeof(HopperQueryTerms) == Size::termBytes, "");
+  block.initialise(1);
+
+  const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
+
+  if (warp < 4) {
+    lowerRegisters<Size::producerRegisters>();
+    Ring<Size::stages> at;
+    WorkList& work = *static_cast<WorkList*>(block.warpSpace(warp));  // few registers are left
+    if (warp == 0 && lane == 0) {                                     // Q and dO tiles with their terms
+      for (work = keyWorkList(a, rows); work.more(); work.advance()) {
+        const KeyWork x = keyWork<rows>(a, work);
+        for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h) {
+          const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
+          for (int index = x.firstTile; index <= x.lastTile; ++index, at.advance()) {
+            const int64_t keyTile = bh * a.keys.tiles() + index - a.keys.first / kSumTile;
+            const uint64_t resets = a.sums.resets ? a.sums.resets[keyTile] : 0;
+            barrierWait(block.freed(at.slot), at.phase ^ 1);
+            HopperQueryTerms& terms = block.terms[at.slot];
+            const uint32_t landed = block.landed(at.slot);
+            terms.resets = resets;
+            barrierExpect(landed, 2 * head * 128 + (a.sums.prefix ? 4 : 3) * kSumTile * 4);
+            copyTensor<head>(block.streamedTile(at.slot, 0), mapQ, index * kSumTile - offset, h, x.b, landed);
+            copyTensor<head>(block.streamedTile(at.slot, 1), mapDo, index * kSumTile - offset, h, x.b, landed);
+            const int64_t row = bh * a.queries.length + index * kSumTile - a.queries.first;
+            copyFloatsBulk<kSumTile>(terms.lse, a.rowLse + row, landed);
+            copyFloatsBulk<kSumTile>(terms.decayedLse, a.rowDecayedLse + row, landed);
+            copyFloatsBulk<kSumTile>(terms.delta, a.rowDelta + row, landed);
+            if (a.sums.prefix) copyFloatsBulk<kSumTile>(terms.prefix, a.sums.prefix + keyTile * kSumTile, landed);
+          }
+        }
+      }
+    } else if (warp == 1 && lane == 0) {  // K and V
+      uint32_t phases = 0;
+      for (work = keyWorkList(a, rows); work.more(); work.advance()) {
+        const KeyWork x = keyWork<rows>(a, work);
+        for (int group = 0; group < Size::consumers; ++group) {
+          const int first = x.origin + group * kSumTile;
+          int ownFirst, ownLast;
+          tilesThatSee(a, first, kSumTile, ownFirst, ownLast);
+          if (ownFirst > ownLast) continue;
+          barrierWait(block.released(group), (~phases >> group) & 1);
+          phases ^= 1u << group;
+          barrierExpect(block.kept(group), 2 * head * 128);
+          copyTensor<head>(block.stationaryTile(group, 0), mapK, first, x.kvHead, x.b, block.kept(group));
+          copyTensor<head>(block.stationaryTile(group, 1), mapV, first, x.kvHead, x.b, block.kept(group));
+        }
+      }
+    }
+    return;
+  }
+
+  raiseRegisters<Size::consumerRegisters>();
+  const int group = warp / 4 - 1, warpInGroup = warp % 4, g = lane / 4, t = lane % 4;
+  const int row = 16 * warpInGroup + g;
+  const uint32_t sharedK = block.stationaryTile(group, 0), sharedV = block.stationaryTile(group, 1);
+  [[maybe_unused]] uint32_t keys[Size::inRegisters ? head / 16 : 1][4], values[Size::inRegisters ? head / 16 : 1][4];
+  float s[8][4], dp[8][4], dk[head / 8][4], dv[head / 8][4];
+  uint32_t weights[4][4];
+  Ring<Size::stages> at;
+
+  // In shared memory: the accumulators need the registers.
+  struct Parked {
+    WorkList work;
+    uint32_t keyPhase;
+    int boundarySlot, nextBoundary;  // of the warp's column sums, see putWarpSum
+  };
+  static_assert(sizeof(Parked) <= 64, "");
+  Parked& parked = *static_cast<Parked*>(block.warpSpace(warp));
+  WorkList& work = parked.work;
+  if (lane == 0) {
+    work = keyWorkList(a, rows);
+    parked.keyPhase = 0;
+  }
+  __syncwarp();
+  while (work.more()) {
+    const KeyWork x = keyWork<rows>(a, work);
+    const int first = x.origin + group * kSumTile, tile = first / kSumTile;
+    int ownFirst, ownLast;
+    tilesThatSee(a, first, kSumTile, ownFirst, ownLast);
+    const bool busy = ownFirst <= ownLast;
+    const auto release = [&](int slot) {
+      __syncwarp();
+      if (lane == 0) barrierArrive(block.freed(slot));
+    };
+    const auto releaseKeys = [&] {
+      __syncwarp();
+      if (lane == 0) barrierArrive(block.released(group));
+    };
+#pragma unroll
+    for (int n = 0; n < head / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dk[n][e] = dv[n][e] = 0.f;
+    const auto keyBits = [&] {
+      return a.keyBits ? a.keyBits[work.b * a.keys.tiles() + tile - a.keys.first / kSumTile] : ~0ull;
+    };
+    // K and V, once; meanwhile the first head's terms are on their way.
+    const auto waitKeys = [&] {
+      barrierWait(block.kept(group), parked.keyPhase);
+      __syncwarp();
+      if (lane == 0) parked.keyPhase ^= 1;
+      const uint64_t bits = keyBits();
+      if (bits != ~0ull) {
+        zeroRows<head>(sharedK, bits | ~(0xffffull << (16 * warpInGroup)), lane);
+        asyncProxyFence();
+        groupBarrier(group);
+      }
+      if constexpr (Size::inRegisters) {
+        loadRows<head>(keys, sharedK, warpInGroup, lane);
+        loadRows<head>(values, sharedV, warpInGroup, lane);
+        releaseKeys();
+      }
+    };
+
+    for (int member = 0; member < a.group; ++member) {
+      const auto bhOf = [&] { return static_cast<int64_t>(work.b) * a.H + work.h * a.group + member; };
+      const int64_t bh = bhOf();
+      int index = keyWork<rows>(a, work).firstTile;
+      const auto skipTo = [&](int end) {
+        for (; index < end; ++index, at.advance()) {
+          barrierWait(block.landed(at.slot), at.phase);
+          release(at.slot);
+        }
+      };
+      if (!busy) {
+        skipTo(keyWork<rows>(a, work).lastTile + 1);
+        continue;
+      }
+      // Of each key: the decay to the start of the query tile (infinity if it is masked), column sum.
+      float decay[2], columnSum[2] = {0.f, 0.f};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        decay[i] = a.sums.suffix ? a.sums.suffix[bh * a.keys.length + first + row + 8 * i - a.keys.first] : 0.f;
+      }
+      __syncwarp();
+      if (lane == 0) {
+        parked.boundarySlot = 0;  // a tile has no boundary inside
+        parked.nextBoundary = a.columnSums ? (first / a.boundary + 1) * a.boundary : INT_MAX;
+      }
+      __syncwarp();
+      // What the warp's columns have summed before each boundary that its queries cross, and in all.
+      const auto putWarpSum = [&](bool last) {
+        const float sum = warpSum(columnSum[0] + columnSum[1]);
+        if (lane != 0) return;
+        float* const to = a.warpSums + (bhOf() * (a.keys.length / kHopperWarpRows) +
+                                        (first - a.keys.first) / kHopperWarpRows + warpInGroup) *
+                                           (a.boundarySlots + 1);
+        int slot = parked.boundarySlot, next = parked.nextBoundary;
+        for (; last ? slot <= a.boundarySlots : slot < a.boundarySlots && next <= index * kSumTile;
+             ++slot, next += a.boundary)
+          to[slot] = sum;
+        parked.boundarySlot = slot;
+        parked.nextBoundary = slot < a.boundarySlots ? next : INT_MAX;
+      };
+
+      skipTo(ownFirst);
+      if (member == 0) waitKeys();
+      if (a.keyBits) {
+        const uint64_t bits = keyBits();
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (!((bits >> (row + 8 * i)) & 1)) decay[i] = infinity<float>();
+      }
+      if (a.sums.prefix && ownFirst > tile + 1) {  // chunks whose queries start beyond: the tiles between
+        float between = 0.f;
+        for (int i = tile + 1 + lane; i < ownFirst; i += 32) {
+          const int64_t at64 = bh * a.keys.tiles() + i - a.keys.first / kSumTile;
+          between += a.sums.resets[at64] ? infinity<float>() : a.sums.prefix[at64 * kSumTile + kSumTile - 1];
+        }
+        between = warpSum(between);
+        decay[0] += between;
+        decay[1] += between;
+      }
+      const auto waitTile = [&] { barrierWait(block.landed(at.slot), at.phase); };
+      // Products of the tile at `at`, with dk of the tile before between them: s is needed first.
+      const auto multiply = [&](auto&& multiplyBetween) {
+        wgmmaFence();
+        const uint64_t tileQ = descriptor(block.streamedTile(at.slot, 0));
+        const uint64_t tileDo = descriptor(block.streamedTile(at.slot, 1));
+        if constexpr (Size::inRegisters)
+          multiplyTiles<T, head>(s, keys, tileQ);
+        else
+          multiplyTiles<T, head>(s, descriptorHere(sharedK), tileQ);
+        wgmmaCommit();
+        multiplyBetween();
+        wgmmaCommit();
+        if constexpr (Size::inRegisters)
+          multiplyTiles<T, head>(dp, values, tileDo);
+        else
+          multiplyTiles<T, head>(dp, descriptorHere(sharedV), tileDo);
+        wgmmaCommit();
+      };
+      const auto addDk = [&] { multiplyWeights<T>(dk, weights, descriptor(block.streamedTile(at.previousSlot(), 0))); };
+
+      const auto passBoundaries = [&] {  // those up to the tile `index`
+        if (parked.nextBoundary > index * kSumTile) return;
+        putWarpSum(false);
+        __syncwarp();
+      };
+      passBoundaries();
+      waitTile();
+      hold(dk);
+      hold(dv);
+      multiply([] {});
+      while (true) {
+        const HopperQueryTerms& terms = block.terms[at.slot];
+        const bool diagonal = index == tile;
+        wgmmaWait<2>();
+        hold(s);
+        if (diagonal) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int key = row + 8 * i;
+            uint64_t visible = bitsFrom(key) & bitsBelow(key + a.window);
+            if (a.sums.prefix) {
+              const float own = terms.prefix[key], rawPerLog2 = 1.f / a.scaleLog2;
+#pragma unroll
+              for (int n = 0; n < 8; ++n) {
+                const float2 y = *reinterpret_cast<const float2*>(terms.prefix + 8 * n + 2 * t);
+                s[n][2 * i] = fmaf(own - y.x, rawPerLog2, s[n][2 * i]);
+                s[n][2 * i + 1] = fmaf(own - y.y, rawPerLog2, s[n][2 * i + 1]);
+              }
+              const uint64_t resets = terms.resets & ~bitsThrough(key);
+              if (resets) visible &= bitsBelow(__ffsll(resets) - 1);
+            }
+            hideColumns(s, i, (keyBits() >> key) & 1 ? visible : 0, t);
+          }
+        } else if (first <= index * kSumTile + kSumTile - 1 - a.window) {  // the window of the first key ends here
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            hideColumns(s, i, bitsBelow(first + row + 8 * i - index * kSumTile + a.window), t);
+        }
+        const float bias[2] = {diagonal ? 0.f : decay[0], diagonal ? 0.f : decay[1]};
+        const float* const lse = (diagonal ? terms.lse : terms.decayedLse) + 2 * t;
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const float2 y = *reinterpret_cast<const float2*>(lse + 8 * n);
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -(e % 2 ? y.y : y.x)) - bias[e / 2]);
+        }
+        if (!diagonal && a.sums.prefix) {
+          const float total = terms.resets ? infinity<float>() : terms.prefix[kSumTile - 1];
+          decay[0] += total;
+          decay[1] += total;
+        }
+        wgmmaWait<1>();  // dk of the tile before
+        if (index != ownFirst) release(at.previousSlot());
+        packWeights<T>(weights, s);
+        wgmmaFence();
+        multiplyWeights<T>(dv, weights, descriptor(block.streamedTile(at.slot, 1)));
+        wgmmaCommit();
+        wgmmaWait<1>();
+        hold(dp);
+        if (!Size::inRegisters && index == ownLast && member == a.group - 1) releaseKeys();
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const float2 y = *reinterpret_cast<const float2*>(terms.delta + 8 * n + 2 * t);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            dp[n][e] = s[n][e] * (dp[n][e] - (e % 2 ? y.y : y.x));
+            columnSum[e / 2] += dp[n][e];
+          }
+        }
+        wgmmaWait<0>();
+        packWeights<T>(weights, dp);
+        at.advance();
+        if (++index > ownLast) break;
+        passBoundaries();
+        waitTile();
+        multiply(addDk);
+      }
+      wgmmaFence();
+      addDk();
+      wgmmaCommit();
+      wgmmaWait<0>();
+      release(at.previousSlot());
+      if (a.columnSums) {
+        putWarpSum(true);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float column = quadSum(columnSum[i]);
+          if (t == 0) a.columnSums[bhOf() * a.keys.length + first + row + 8 * i - a.keys.first] = column;
+        }
+      }
+      skipTo(keyWork<rows>(a, work).lastTile + 1);
+    }
+
+    hold(dk);
+    hold(dv);
+    T* const outK = a.dk.data + work.b * a.dk.batch + work.h * a.dk.head;
+    T* const outV = a.dv.data + work.b * a.dv.batch + work.h * a.dv.head;
+    const int64_t key0 = work.tile * rows + group * kSumTile + row;
+    __syncwarp();
+    if (lane == 0) work.advance();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t key = key0 + 8 * i;
+      writeRow<T>(dk, i, a.scale, outK + key * a.dk.row, key < a.M, a.dk, t);
+      writeRow<T>(dv, i, 1.f, outV + key * a.dv.row, key < a.M, a.dv, t);
+    }
+  }
+#endif
+}
+
+template <typename T, int head>
+cudaError_t launchBackwardHopperHead(const AttentionArgs<T>& a, int multiprocessors, cudaStream_t stream) {
+  using DqSize = HopperTile<Pass::Dq, head>;
+  using DkdvSize = HopperTile<Pass::DkDv, head>;
+  const auto dqKernel = dqHopperKernel<T, head>;
+  const auto dkdvKernel = dkdvHopperKernel<T, head>;
+  cudaError_t e = cudaFuncSetAttribute(dqKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DqSize::shared);
+  if (e == cudaSuccess)
+    e = cudaFuncSetAttribute(dkdvKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DkdvSize::shared);
+  CUtensorMap q, dO, k, v;
+  const int64_t kvHeads = a.H / a.group;
+  if (e == cudaSuccess) e = encodeRows(&q, a.q, a.batch, a.N, a.H);
+  if (e == cudaSuccess) e = encodeRows(&dO, a.dO, a.batch, a.N, a.H);
+  if (e == cudaSuccess) e = encodeRows(&k, a.k, a.batch, a.M, kvHeads);
+  if (e == cudaSuccess) e = encodeRows(&v, a.v, a.batch, a.M, kvHeads);
+  if (e != cudaSuccess) return e;
+  const int64_t queryItems = a.batch * a.H * divUp(a.M - a.queries.first, DqSize::rows);
+  const int64_t keyItems = a.batch * kvHeads * divUp(a.M, DkdvSize::rows);
+  const auto grid = [&](int64_t items) { return static_cast<unsigned>(std::min<int64_t>(items, multiprocessors)); };
+  dqKernel<<<grid(queryItems), DqSize::threads, DqSize::shared, stream>>>(a, q, dO, k, v);
+  e = lastLaunch();
+  if (e != cudaSuccess) return e;
+  dkdvKernel<<<grid(keyItems), DkdvSize::threads, DkdvSize::shared, stream>>>(a, q, dO, k, v);
+  return lastLaunch();
+}
+
+}  // namespace gatedfwa::cuda

@@ -1,0 +1,6 @@
+// Instances of the Hopper kernels.
+#include "hopper_instances.cuh"
+
+namespace gatedfwa::cuda {
+GATEDFWA_HOPPER_INSTANCES(__nv_bfloat16)
+}  // namespace gatedfwa::cuda

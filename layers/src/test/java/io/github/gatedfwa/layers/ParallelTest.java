@@ -40,7 +40,7 @@ class ParallelTest {
     return new Layer[] {
       RMSNormLayer.builder().build(),
       Options.everything().windowSize(8).build(),
-      Options.nsaEverything().build(),
+      Options.NSA_SHARING_TWO.builder().build(),
       SwiGLULayer.builder().nOut(4).hiddenSize(6).build(),
       Nets.output(2)
     };

@@ -408,7 +408,7 @@ class StreamingTest {
         state,
         "tail.keys",
         Nd4j.zeros(DataType.FLOAT, 3, 2, 2, 2),
-        "\"tail.keys\" has 2 entries; expected 1");
+        "\"tail.values\" is [3, 1, 2, 2]; expected an array of shape [3, 2, 2, 2]");
   }
 
   private static void assertStateIsRefused(

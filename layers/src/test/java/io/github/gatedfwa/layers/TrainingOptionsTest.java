@@ -70,8 +70,7 @@ class TrainingOptionsTest {
       INDArray whole = step(kind, options, GradientNormalization.None, 1);
       double threshold = whole.amaxNumber().doubleValue() / 10;
       INDArray clipped =
-          step(
-              kind, options, GradientNormalization.ClipElementWiseAbsoluteValue, threshold);
+          step(kind, options, GradientNormalization.ClipElementWiseAbsoluteValue, threshold);
       INDArray expected = whole.dup();
       for (long i = 0; i < expected.length(); i++) {
         double x = expected.getDouble(i);
@@ -93,8 +92,7 @@ class TrainingOptionsTest {
     long from = 0;
     for (org.deeplearning4j.nn.api.Layer layer : Nets.layers(net)) {
       long to = from + layer.numParams();
-      INDArray expected =
-          whole.get(NDArrayIndex.all(), NDArrayIndex.interval(from, to)).dup();
+      INDArray expected = whole.get(NDArrayIndex.all(), NDArrayIndex.interval(from, to)).dup();
       expected.divi(expected.norm2Number());
       INDArray actual = clipped.get(NDArrayIndex.all(), NDArrayIndex.interval(from, to));
       assertThat(Nets.distance(actual, expected)).isLessThan(1e-12);
@@ -180,15 +178,8 @@ class TrainingOptionsTest {
                 N_IN,
                 format,
                 RMSNormLayer.builder().eps(1e-3).build(),
-                SwiGLULayer.builder()
-                    .nOut(3)
-                    .hiddenSize(hidden)
-                    .hasBias(bias)
-                    .build(),
-                new RnnOutputLayer.Builder()
-                    .nOut(2)
-                    .activation(Activation.SOFTMAX)
-                    .build()));
+                SwiGLULayer.builder().nOut(3).hiddenSize(hidden).hasBias(bias).build(),
+                new RnnOutputLayer.Builder().nOut(2).activation(Activation.SOFTMAX).build()));
     INDArray x = Nets.random(DataType.DOUBLE, 3, 2, N_IN, 7);
     INDArray data = Nets.toFormat(x, format);
     INDArray larger = Nets.random(DataType.DOUBLE, 5, 4, data.size(1) + 3, data.size(2) + 2);

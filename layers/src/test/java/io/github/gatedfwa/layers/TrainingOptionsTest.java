@@ -3,6 +3,7 @@ package io.github.gatedfwa.layers;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import org.assertj.core.data.Offset;
 import org.deeplearning4j.nn.api.Model;
 import org.deeplearning4j.nn.conf.GradientNormalization;
 import org.deeplearning4j.nn.conf.RNNFormat;
@@ -30,6 +31,7 @@ import org.nd4j.linalg.schedule.ScheduleType;
 /** What DL4J lets a user set for training acts on the layers as on its own, in either network. */
 class TrainingOptionsTest {
   private static final int N_IN = 4;
+  private static final Offset<Double> CLOSE = Offset.offset(1e-12);
 
   private static Layer[] layers(Options options) {
     return new Layer[] {
@@ -93,7 +95,7 @@ class TrainingOptionsTest {
     for (org.deeplearning4j.nn.api.Layer layer : Nets.layers(net)) {
       long to = from + layer.numParams();
       INDArray expected = whole.get(NDArrayIndex.all(), NDArrayIndex.interval(from, to)).dup();
-      expected.divi(expected.norm2Number());
+      expected.divi(expected.norm2Number().doubleValue());
       INDArray actual = clipped.get(NDArrayIndex.all(), NDArrayIndex.interval(from, to));
       assertThat(Nets.distance(actual, expected)).isLessThan(1e-12);
       from = to;
@@ -203,9 +205,6 @@ class TrainingOptionsTest {
     }
   }
 
-  private static final org.assertj.core.data.Offset<Double> CLOSE =
-      org.assertj.core.data.Offset.offset(1e-12);
-
   private static double[] token(INDArray x, int b, int t) {
     double[] token = new double[(int) x.size(1)];
     for (int i = 0; i < token.length; i++) {
@@ -259,13 +258,13 @@ class TrainingOptionsTest {
             .build();
     MultiLayerNetwork net =
         Nets.net(
-            Nets.config(DataType.HALF)
+            Nets.config(DataType.FLOAT16)
                 .updater(Adam.builder().learningRate(0.01).epsilon(1e-4).build()),
             N_IN,
             RNNFormat.NCW,
             layers);
     for (int i = 0; i < 300; i++) {
-      net.fit(data(DataType.HALF, i % 10));
+      net.fit(data(DataType.FLOAT16, i % 10));
       assertThat(Double.isFinite(net.score())).as("score of step %d", i).isTrue();
     }
     assertThat(net.params().isNaN().any()).isFalse();

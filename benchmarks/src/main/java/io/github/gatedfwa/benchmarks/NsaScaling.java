@@ -25,7 +25,7 @@ import org.nd4j.linalg.factory.Nd4j;
  * How processor time and memory of the three branches of native sparse attention grow with the
  * length: FLOAT, B = 1, H = 8, Hkv = 2, D = 64, the paper's sizes; a fresh process for each length.
  * Processor time, summed over threads, is what a machine that others use too still tells; the least
- * of several runs counts. Results are checked before they are timed. Linux only: it reads /proc.
+ * of several samples counts. Results are checked before they are timed. Linux only: it reads /proc.
  */
 public final class NsaScaling {
 
@@ -92,17 +92,26 @@ public final class NsaScaling {
         memory[3]);
   }
 
+  /**
+   * The system counts in hundredths of a second, so a sample is as many runs as take half of one.
+   */
   private static double processorMilliseconds(Runnable op) {
     OperatingSystemMXBean system =
         (OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean();
     double least = Double.POSITIVE_INFINITY;
-    double total = 0;
-    for (int run = 0; run < 7 && (run < 2 || total < 4000); run++) {
+    int runs = 1;
+    for (int sample = 0; sample < 3; ) {
       long start = system.getProcessCpuTime();
-      op.run();
+      for (int run = 0; run < runs; run++) {
+        op.run();
+      }
       double time = (system.getProcessCpuTime() - start) / 1e6;
-      total += time;
-      least = Math.min(least, time);
+      if (time < 500) {
+        runs *= 2;
+      } else {
+        least = Math.min(least, time / runs);
+        sample += time < 4000 ? 1 : 3;
+      }
     }
     return least;
   }

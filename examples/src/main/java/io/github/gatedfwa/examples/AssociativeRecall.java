@@ -17,7 +17,6 @@ import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
-import org.deeplearning4j.nn.graph.ComputationGraph;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
@@ -26,8 +25,8 @@ import picocli.CommandLine.Spec;
 /**
  * Multi-query associative recall (MQAR, arXiv 2312.04927), the task of figure 8 in arXiv
  * 2512.07782: pairs of a key and a value come first; later each key comes once more, and its value
- * is asked for. Trains a model with each kind of attention for each length and prints how many
- * values it knows.
+ * is asked for. Trains a model with each kind of attention, on longer and longer sequences, and
+ * prints how many values it knows at each length.
  */
 @Command(
     name = "AssociativeRecall",
@@ -45,17 +44,20 @@ public final class AssociativeRecall implements Callable<Integer> {
   private static final int TESTS = 128;
   private static final int INTERRUPTED = 130;
 
-  @Option(names = "--lengths", split = ",", description = "tokens in a sequence")
-  List<Integer> lengths = List.of(64, 128, 256);
+  @Option(
+      names = "--lengths",
+      split = ",",
+      description = "tokens in a sequence, one length after the other")
+  List<Integer> lengths = List.of(32, 64, 128);
 
   @Option(names = "--window", description = "tokens in the window")
-  int window = 32;
+  int window = 16;
 
   @Option(names = "--keys", description = "different keys, and as many values")
-  int keys = 64;
+  int keys = 32;
 
   @Option(names = "--width", description = "features of a token inside the model")
-  int width = 64;
+  int width = 128;
 
   @Option(names = "--heads", description = "attention heads")
   int heads = 2;
@@ -63,8 +65,10 @@ public final class AssociativeRecall implements Callable<Integer> {
   @Option(names = "--blocks", description = "decoder blocks")
   int blocks = 2;
 
-  @Option(names = "--steps", description = "training steps at most; a model that knows ends sooner")
-  int steps = 1000;
+  @Option(
+      names = "--steps",
+      description = "training steps at most with each length; a model that knows goes on sooner")
+  int steps = 300;
 
   @Option(names = "--batch", description = "sequences in a step")
   int batch = 16;
@@ -103,21 +107,10 @@ public final class AssociativeRecall implements Callable<Integer> {
     PrintWriter out = spec.commandLine().getOut();
     Map<String, List<Double>> table = new LinkedHashMap<>();
     try (Interruption interruption = Interruption.listen()) {
-      for (int length : lengths) {
-        for (Map.Entry<String, AttentionLayer> kind : attention(length).entrySet()) {
-          long started = System.nanoTime();
-          double accuracy = accuracy(kind.getKey(), kind.getValue(), length, interruption, out);
-          if (interruption.requested()) {
-            return INTERRUPTED;
-          }
-          out.printf(
-              Locale.ROOT,
-              "%-16s N = %4d: %5.1f %% (%.0f s)%n",
-              kind.getKey(),
-              length,
-              100 * accuracy,
-              (System.nanoTime() - started) / 1e9);
-          table.computeIfAbsent(kind.getKey(), name -> new ArrayList<>()).add(accuracy);
+      for (Map.Entry<String, AttentionLayer> kind : attention().entrySet()) {
+        table.put(kind.getKey(), accuracies(kind.getKey(), kind.getValue(), interruption, out));
+        if (interruption.requested()) {
+          return INTERRUPTED;
         }
       }
     }
@@ -128,10 +121,11 @@ public final class AssociativeRecall implements Callable<Integer> {
   }
 
   /** The kinds of attention to compare, by name. */
-  private Map<String, AttentionLayer> attention(int length) {
+  private Map<String, AttentionLayer> attention() {
     Map<String, AttentionLayer> kinds = new LinkedHashMap<>();
     kinds.put(
-        "full attention", common(GatedFWALayer.builder()).gated(false).windowSize(length).build());
+        "full attention",
+        common(GatedFWALayer.builder()).gated(false).windowSize(Collections.max(lengths)).build());
     kinds.put(
         "plain window", common(GatedFWALayer.builder()).gated(false).windowSize(window).build());
     kinds.put("GatedFWA", common(GatedFWALayer.builder()).windowSize(window).build());
@@ -151,25 +145,35 @@ public final class AssociativeRecall implements Callable<Integer> {
     return builder.nHeads(heads).ropeBase(10000).qkNorm(true).keyShift(true).valueShift(true);
   }
 
-  private double accuracy(
-      String name,
-      AttentionLayer attention,
-      int length,
-      Interruption interruption,
-      PrintWriter out) {
-    out.flush();
-    Recall.Task task = random -> example(random, length, keys);
-    ComputationGraph network =
-        Recall.train(
-            "%s, N = %d".formatted(name, length),
-            attention,
-            1 + 2 * keys,
-            task,
-            new Recall.Plan(width, blocks, steps, batch, learningRate, 0.99),
-            seed,
-            interruption);
-    List<Recall.Example> tests = Recall.examples(task, TESTS, new Random(-seed));
-    return Recall.accuracy(network, tests, batch);
+  /** Of a model that is trained with one length after the other, at each of them. */
+  private List<Double> accuracies(
+      String name, AttentionLayer attention, Interruption interruption, PrintWriter out) {
+    List<Double> accuracies = new ArrayList<>();
+    Recall.Task task = (length, random) -> example(random, length, keys);
+    long started = System.nanoTime();
+    Recall.train(
+        name,
+        attention,
+        1 + 2 * keys,
+        task,
+        new Recall.Plan(lengths, width, blocks, steps, batch, learningRate, 0.95),
+        seed,
+        interruption,
+        (length, network) -> {
+          List<Recall.Example> tests = Recall.examples(task, length, TESTS, new Random(-seed));
+          double accuracy = Recall.accuracy(network, tests, batch);
+          accuracies.add(accuracy);
+          out.printf(
+              Locale.ROOT,
+              "%-16s N = %4d: %5.1f %% after %d steps, %.0f s%n",
+              name,
+              length,
+              100 * accuracy,
+              network.getIterationCount(),
+              (System.nanoTime() - started) / 1e9);
+          out.flush();
+        });
+    return accuracies;
   }
 
   /**

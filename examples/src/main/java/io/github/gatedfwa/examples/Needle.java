@@ -1,7 +1,5 @@
 package io.github.gatedfwa.examples;
 
-import static java.nio.charset.StandardCharsets.ISO_8859_1;
-
 import io.github.gatedfwa.layers.AttentionLayer;
 import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.NativeSparseAttentionLayer;
@@ -30,7 +28,8 @@ import picocli.CommandLine.Spec;
 /**
  * Needles in a haystack: pairs of a key and a value are planted in long real text, Java source, and
  * asked for at its end. Trains one model with GatedFWA alone and one with GatedFWA and native
- * sparse attention, and shows for each how many values it knows against how far back they stand.
+ * sparse attention, first with short texts, then with longer and longer ones, and shows for each
+ * how many values it knows against how far back they stand.
  */
 @Command(
     name = "Needle",
@@ -38,31 +37,43 @@ import picocli.CommandLine.Spec;
     showDefaultValues = true,
     description = "Finds key/value pairs in long text, far outside of the window and inside it.")
 public final class Needle implements Callable<Integer> {
-  /** A needle is this byte, a key and a value; a question is the same byte and a key. */
-  private static final int MARK = 1;
+  /** A needle is a key and a value, bytes that the text does not have; a question is a key. */
+  private static final int FIRST_KEY = 128;
 
-  private static final byte[] KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ".getBytes(ISO_8859_1);
-  private static final byte[] VALUES = "0123456789".getBytes(ISO_8859_1);
+  private static final int FIRST_VALUE = 192;
+
+  /** Number of different keys, and of values. */
+  private static final int SYMBOLS = 32;
+
+  private static final int REPLACEMENT = '?';
 
   private static final int BYTES = 256;
+
+  /** Bytes for each needle in the texts with which the training starts. */
+  private static final int SHORTEST = 8;
+
   private static final int TESTS = 64;
   private static final int RANGES = 8;
+
+  /** Probability of the right answers with which the training goes on to longer texts. */
+  private static final double ENOUGH = 0.95;
+
   private static final int INTERRUPTED = 130;
 
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
   Path sources = Path.of("examples", "target", "sources");
 
   @Option(names = "--context", description = "bytes of text, needles and questions included")
-  int context = 1024;
+  int context = 512;
 
   @Option(names = "--needles", description = "pairs in a text; each is asked for once")
   int needles = 8;
 
   @Option(names = "--window", description = "bytes in the window")
-  int window = 64;
+  int window = 32;
 
   @Option(names = "--width", description = "features of a byte inside the model")
-  int width = 64;
+  int width = 128;
 
   @Option(names = "--heads", description = "attention heads")
   int heads = 2;
@@ -70,11 +81,13 @@ public final class Needle implements Callable<Integer> {
   @Option(names = "--blocks", description = "decoder blocks")
   int blocks = 2;
 
-  @Option(names = "--steps", description = "training steps at most; a model that knows ends sooner")
-  int steps = 800;
+  @Option(
+      names = "--steps",
+      description = "training steps at most with each length; a model that knows goes on sooner")
+  int steps = 300;
 
   @Option(names = "--batch", description = "texts in a step")
-  int batch = 4;
+  int batch = 8;
 
   @Option(names = "--learning-rate", description = "the highest, after warm-up")
   double learningRate = 3e-3;
@@ -101,16 +114,16 @@ public final class Needle implements Callable<Integer> {
     CommandLines.requirePositive("--steps", steps);
     CommandLines.requirePositive("--batch", batch);
     CommandLines.requirePositive("--needles", needles);
-    if (needles > KEYS.length || context < 12 * needles) {
+    if (needles > SYMBOLS || context < SHORTEST * needles) {
       throw new IllegalArgumentException(
-          "--needles must be at most %d and at most a twelfth of --context (%d), got %d"
-              .formatted(KEYS.length, context, needles));
+          "--needles must be at most %d and at most an eighth of --context (%d), got %d"
+              .formatted(SYMBOLS, context, needles));
     }
     PrintWriter out = spec.commandLine().getOut();
     SourceFiles files = SourceFiles.under(sources);
     Recall.Task training = task(files.training(), seed);
     List<Recall.Example> tests =
-        Recall.examples(task(files.heldOut(), seed + 1), TESTS, new Random(seed + 1));
+        Recall.examples(task(files.heldOut(), seed + 1), context, TESTS, new Random(seed + 1));
     Map<String, List<Double>> accuracies = new LinkedHashMap<>();
     try (Interruption interruption = Interruption.listen()) {
       for (Map.Entry<String, AttentionLayer> kind : attention().entrySet()) {
@@ -121,9 +134,17 @@ public final class Needle implements Callable<Integer> {
                 kind.getValue(),
                 BYTES,
                 training,
-                new Recall.Plan(width, blocks, steps, batch, learningRate, 0.99),
+                new Recall.Plan(
+                    Recall.doubling(SHORTEST * needles, context),
+                    width,
+                    blocks,
+                    steps,
+                    batch,
+                    learningRate,
+                    ENOUGH),
                 seed,
-                interruption);
+                interruption,
+                (length, trained) -> {});
         if (interruption.requested()) {
           return INTERRUPTED;
         }
@@ -175,17 +196,17 @@ public final class Needle implements Callable<Integer> {
         .valueShift(true);
   }
 
-  /** Random windows of the files' text with needles and questions. */
+  /** Random parts of the files' text with needles and questions. */
   private Recall.Task task(List<Path> files, long order) throws IOException {
     TextWindowSequenceRecordReader reader = TextWindowSequenceRecordReader.random(context, order);
     reader.initialize(SourceFiles.split(files));
-    return random -> {
+    return (length, random) -> {
       if (!reader.hasNext()) {
         reader.reset();
       }
       List<List<Writable>> steps = reader.sequenceRecord();
-      int[] text = new int[context];
-      for (int t = 0; t < context; t++) {
+      int[] text = new int[length];
+      for (int t = 0; t < length; t++) {
         text[t] = steps.get(t).get(0).toInt();
       }
       return plant(text, needles, random);
@@ -194,25 +215,25 @@ public final class Needle implements Callable<Integer> {
 
   /**
    * Overwrites places of a text with needles and its end with the questions, each followed by its
-   * answer as in training.
+   * answer as in training; what is not ASCII becomes a question mark.
    */
   static Recall.Example plant(int[] text, int needles, Random random) {
-    int questionsStart = text.length - 3 * needles;
-    List<Integer> places = new ArrayList<>(IntStream.range(0, questionsStart / 3).boxed().toList());
+    int[] tokens = Arrays.stream(text).map(x -> x < FIRST_KEY ? x : REPLACEMENT).toArray();
+    int questionsStart = text.length - 2 * needles;
+    List<Integer> places = new ArrayList<>(IntStream.range(0, questionsStart / 2).boxed().toList());
     Collections.shuffle(places, random);
-    List<Integer> keys = new ArrayList<>(IntStream.range(0, KEYS.length).boxed().toList());
+    List<Integer> keys = new ArrayList<>(IntStream.range(0, SYMBOLS).boxed().toList());
     Collections.shuffle(keys, random);
-    int[] tokens = Arrays.copyOf(text, text.length);
     List<Recall.Question> questions = new ArrayList<>();
     for (int i = 0; i < needles; i++) {
-      int value = VALUES[random.nextInt(VALUES.length)];
-      for (int start : new int[] {3 * places.get(i), questionsStart + 3 * i}) {
-        tokens[start] = MARK;
-        tokens[start + 1] = KEYS[keys.get(i)];
-        tokens[start + 2] = value;
+      int needle = 2 * places.get(i);
+      int asked = questionsStart + 2 * i;
+      int value = FIRST_VALUE + random.nextInt(SYMBOLS);
+      for (int start : new int[] {needle, asked}) {
+        tokens[start] = FIRST_KEY + keys.get(i);
+        tokens[start + 1] = value;
       }
-      int asked = questionsStart + 3 * i + 1;
-      questions.add(new Recall.Question(asked, value, asked - (3 * places.get(i) + 2)));
+      questions.add(new Recall.Question(asked, value, asked - (needle + 1)));
     }
     return new Recall.Example(tokens, questions);
   }

@@ -7,6 +7,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 import java.util.Random;
+import java.util.function.BiConsumer;
 import me.tongfei.progressbar.ProgressBar;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.nd4j.linalg.api.buffer.DataType;
@@ -37,23 +38,36 @@ final class Recall {
     }
   }
 
-  /** Makes examples of one length, all with the same number of questions. */
+  /** Makes examples; those of one length have the same number of questions. */
   interface Task {
-    Example next(Random random);
+    Example next(int length, Random random);
   }
 
   /**
    * How to train.
    *
-   * @param steps at most
+   * @param lengths of the examples, one after the other: what is found in short ones is a start for
+   *     longer ones
+   * @param steps at most for each length
    * @param batch examples in a step
    * @param enough accuracy of {@value #LOOK_AT} steps in a row that ends the training
    */
-  record Plan(int width, int blocks, int steps, int batch, double learningRate, double enough) {}
+  record Plan(
+      List<Integer> lengths,
+      int width,
+      int blocks,
+      int steps,
+      int batch,
+      double learningRate,
+      double enough) {}
 
   private static final int LOOK_AT = 20;
 
-  /** Trains a model of blocks with this attention; new weights, new examples in every step. */
+  /**
+   * Trains a model of blocks with this attention; new weights, new examples in every step.
+   *
+   * @param afterLength takes each length and the model that has been trained with it
+   */
   static ComputationGraph train(
       String name,
       AttentionLayer attention,
@@ -61,49 +75,63 @@ final class Recall {
       Task task,
       Plan plan,
       long seed,
-      Interruption interruption) {
+      Interruption interruption,
+      BiConsumer<Integer, ComputationGraph> afterLength) {
     Random random = new Random(seed);
-    List<Example> examples = examples(task, plan.batch(), random);
+    int steps = plan.steps() * plan.lengths().size();
     WarmupCosineSchedule schedule =
         new WarmupCosineSchedule(
-            plan.learningRate(),
-            plan.learningRate() / 10,
-            Math.min(50, plan.steps()),
-            plan.steps());
+            plan.learningRate(), plan.learningRate() / 10, Math.min(50, steps), steps);
     ComputationGraph network =
         CodeModel.network(
             vocabulary,
             plan.width(),
             plan.blocks(),
             attention,
-            examples.get(0).questions().size(),
+            task.next(plan.lengths().get(0), random).questions().size(),
             seed,
             schedule);
-    int good = 0;
-    try (ProgressBar bar = Progress.bar(name, 0, plan.steps())) {
-      for (int step = 0;
-          step < plan.steps() && good < LOOK_AT && !interruption.requested();
-          step++) {
-        network.fit(data(examples));
-        double loss = network.score() / examples.get(0).questions().size();
-        if (!Double.isFinite(loss)) {
-          throw new IllegalArgumentException(
-              "the loss became " + loss + "; try a lower --learning-rate");
+    for (int length : plan.lengths()) {
+      try (ProgressBar bar = Progress.bar("%s, N = %d".formatted(name, length), 0, plan.steps())) {
+        int good = 0;
+        for (int step = 0;
+            step < plan.steps() && good < LOOK_AT && !interruption.requested();
+            step++) {
+          List<Example> examples = examples(task, length, plan.batch(), random);
+          network.fit(data(examples));
+          double loss = network.score() / examples.get(0).questions().size();
+          if (!Double.isFinite(loss)) {
+            throw new IllegalArgumentException(
+                "the loss became " + loss + "; try a lower --learning-rate");
+          }
+          // exp(-loss) is the geometric mean of the answers' probabilities.
+          good = Math.exp(-loss) >= plan.enough() ? good + 1 : 0;
+          bar.setExtraMessage(String.format(Locale.ROOT, "loss %.3f", loss));
+          bar.step();
         }
-        // exp(-loss) is the geometric mean of the answers' probabilities.
-        good = Math.exp(-loss) >= plan.enough() ? good + 1 : 0;
-        bar.setExtraMessage(String.format(Locale.ROOT, "loss %.3f", loss));
-        bar.step();
-        examples = examples(task, plan.batch(), random);
       }
+      if (interruption.requested()) {
+        break;
+      }
+      afterLength.accept(length, network);
     }
     return network;
   }
 
-  static List<Example> examples(Task task, int count, Random random) {
+  /** Lengths that double from one on and end with the last. */
+  static List<Integer> doubling(int first, int last) {
+    List<Integer> lengths = new ArrayList<>();
+    for (int length = first; length < last; length *= 2) {
+      lengths.add(length);
+    }
+    lengths.add(last);
+    return lengths;
+  }
+
+  static List<Example> examples(Task task, int length, int count, Random random) {
     List<Example> examples = new ArrayList<>();
     for (int i = 0; i < count; i++) {
-      examples.add(task.next(random));
+      examples.add(task.next(length, random));
     }
     return examples;
   }

@@ -250,8 +250,10 @@ def windowed_attention(q, k, v, alpha, w):
     q, k, v = (F.pad(x, (0, 0, 0, fill)).unflatten(2, (-1, w)) for x in (q, k, v))
     scores = (q @ with_previous(k).transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if alpha is not None:
-        sums = F.pad(alpha, (0, fill)).cumsum(-1)[..., None].unflatten(2, (-1, w))  # [B, H, N/w, w, 1]
-        scores = scores + with_previous(sums).transpose(-1, -2) - sums
+        # Sums from the start of the queries' block: they stay small, and so right, at any length.
+        sums = running_sums(F.pad(alpha, (0, fill)).unflatten(2, (-1, w)))[..., None]  # [B, H, N/w, w, 1]
+        before = F.pad(sums - sums[..., -1:, :], (0, 0, 0, 0, 1, -1))
+        scores = scores + torch.cat([before, sums], dim=3).transpose(-1, -2) - sums
     query = torch.arange(w, device=q.device)[:, None]
     key = torch.arange(-w, w, device=q.device)  # from the block's start
     visible = (key <= query) & (key > query - w)
@@ -264,6 +266,12 @@ def windowed_attention(q, k, v, alpha, w):
 def with_previous(x):
     """[B, H, N/w, w, D] -> [B, H, N/w, 2w, D]: each block behind the one before it, zeros at first."""
     return torch.cat([F.pad(x, (0, 0, 0, 0, 1, -1)), x], dim=3)
+
+
+def running_sums(x):
+    """cumsum over the last dimension in float32, as a product: the compiler of torch 2.11 fails on the former."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ torch.ones(x.shape[-1], x.shape[-1], device=x.device, dtype=x.dtype).triu()
 
 
 def shift(x, a):

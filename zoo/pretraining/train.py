@@ -51,7 +51,6 @@ def main():
     args.runs.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
     config = Config(**SIZES[args.size], **VARIANTS[args.variant])
     model = GatedFwaLM(config).to(device)
     if not args.no_compile:

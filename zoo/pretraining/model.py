@@ -161,11 +161,11 @@ class GatedFWA(nn.Module):
         return windowed_attention(q, k, v, self.decay(x), self.window)
 
     def decay(self, x):
-        """alpha [B, H, N], at least 0, in float32; None without a gate."""
+        """alpha [B, H, N], at least 0, in float32 or wider; None without a gate."""
         if not self.gated:
             return None
-        h = (x @ self.Wg).float() + self.bg
-        beta = 1 + F.elu((x @ self.Wbeta).float())
+        h = wide(x @ self.Wg) + self.bg
+        beta = 1 + F.elu(wide(x @ self.Wbeta))
         return (F.softplus(-beta * h) / (beta + GATE_EPS)).transpose(1, 2)
 
     def split(self, x):
@@ -210,7 +210,7 @@ class NativeSparseAttention(GatedFWA):
         starts = torch.arange(k.shape[2], device=q.device) * self.STRIDE
         k = rms_normalise(rotate(k, rotation[:, starts])).to(q.dtype)
         visible = starts + self.LENGTH - 1 <= torch.arange(n, device=q.device)[:, None]
-        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        scores = wide(q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         # A row without a block sums to 0, not to 1.
         weights = F.softmax(scores.masked_fill(~visible, -1e30), -1) * visible
         return weights.to(v.dtype) @ v, weights
@@ -248,7 +248,7 @@ def windowed_attention(q, k, v, alpha, w):
     n = q.shape[2]
     fill = -n % w
     q, k, v = (F.pad(x, (0, 0, 0, fill)).unflatten(2, (-1, w)) for x in (q, k, v))
-    scores = (q @ with_previous(k).transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = wide(q @ with_previous(k).transpose(-1, -2)) * q.shape[-1] ** -0.5
     if alpha is not None:
         # Sums from the start of the queries' block: they stay small, and so right, at any length.
         sums = running_sums(F.pad(alpha, (0, fill)).unflatten(2, (-1, w)))[..., None]  # [B, H, N/w, w, 1]
@@ -290,12 +290,17 @@ def rope_tables(n, size, device):
 def rotate(x, rotation):
     """Turns the pairs (i, i + D/2) of x [B, H, N, D] by the tables of its positions."""
     cos, sin = rotation
-    a, b = x.float().chunk(2, dim=-1)
+    a, b = wide(x).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+def wide(x):
+    """x in float32, or in float64 if it is so."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rms_normalise(x):
-    y = x.float()
+    y = wide(x)
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
 
 

@@ -1,5 +1,5 @@
-// The formulas of GatedFWA (arXiv 2512.07782), dense and unblocked: forward and backward in any arithmetic type.
-// With T = double it is the oracle; with T = float it shows what a plain implementation of that type loses.
+// The formulas of GatedFWA (arXiv 2512.07782), dense and unblocked, forward and backward: as they stand, in any
+// arithmetic type, to show what a plain implementation of that type loses; and the oracle.
 #pragma once
 
 #include <cmath>
@@ -29,8 +29,10 @@ std::vector<T> convert(const std::vector<From>& from) {
   return to;
 }
 
-template <typename T>
-void dense(const Shape& s, Arrays<T>& x) {
+/// The formulas as they stand, or (kStable) rearranged so that nothing cancels: decays count from the row's newest real
+/// token on, and with c the dP of the row's heaviest key, dS = P ((dP - c) - sum of P (dP - c)).
+template <bool kStable, typename T>
+void attention(const Shape& s, Arrays<T>& x) {
   const auto [B, N, M, H, Hkv, D, Dv, w, scale, gated, masked] = s;
   const T negative = -std::numeric_limits<T>::infinity();
   x.o.assign(static_cast<size_t>(B * N * H * Dv), 0);
@@ -48,11 +50,12 @@ void dense(const Shape& s, Arrays<T>& x) {
         const T* dO = &x.dO[static_cast<size_t>(((b * N + t) * H + h) * Dv)];
         const auto key = [&](int64_t j) { return static_cast<size_t>(((b * M + j) * Hkv + kv) * D); };
         const auto value = [&](int64_t j) { return static_cast<size_t>(((b * M + j) * Hkv + kv) * Dv); };
-        T max = negative, decay = 0;
+        T max = negative, decay = 0, ofAll = 0;
         for (int64_t j = p; j >= lo; j--) {
           T dot = 0;
           for (int64_t d = 0; d < D; d++) dot += q[d] * x.k[key(j) + static_cast<size_t>(d)];
           const bool visible = !masked || x.mask[static_cast<size_t>(b * M + j)] != 0;
+          if (kStable && visible && max == negative && std::isfinite(decay)) ofAll = decay, decay = 0;
           score[static_cast<size_t>(j)] = visible ? static_cast<T>(scale) * dot - decay : negative;
           max = std::max(max, score[static_cast<size_t>(j)]);
           if (gated) decay += x.alpha[static_cast<size_t>((b * M + j) * H + h)];
@@ -61,9 +64,9 @@ void dense(const Shape& s, Arrays<T>& x) {
         T sum = 0;
         for (int64_t j = lo; j <= p; j++)
           sum += score[static_cast<size_t>(j)] = std::exp(score[static_cast<size_t>(j)] - max);
-        x.lse[static_cast<size_t>((b * H + h) * N + t)] = max + std::log(sum);
+        x.lse[static_cast<size_t>((b * H + h) * N + t)] = max + std::log(sum) - ofAll;
         T* o = &x.o[static_cast<size_t>(((b * N + t) * H + h) * Dv)];
-        T delta = 0;
+        T delta = 0, heaviest = 0, center = 0;
         for (int64_t j = lo; j <= p; j++) {
           const T weight = score[static_cast<size_t>(j)] /= sum;
           if (weight == 0) continue;
@@ -74,14 +77,17 @@ void dense(const Shape& s, Arrays<T>& x) {
             x.dv[value(j) + static_cast<size_t>(c)] += weight * dO[c];
           }
           gradient[static_cast<size_t>(j)] = dP;
-          delta += weight * dP;
+          if (kStable && weight > heaviest) heaviest = weight, center = dP;
         }
+        for (int64_t j = lo; j <= p; j++)
+          if (score[static_cast<size_t>(j)] != 0)
+            delta += score[static_cast<size_t>(j)] * (gradient[static_cast<size_t>(j)] - center);
         T before = 0;  // sum of dS over the keys before tau
         for (int64_t j = lo; j <= p; j++) {
           if (gated && j > lo) x.dalpha[static_cast<size_t>((b * M + j) * H + h)] -= before;
           const T weight = score[static_cast<size_t>(j)];
           if (weight == 0) continue;
-          const T dS = weight * (gradient[static_cast<size_t>(j)] - delta);
+          const T dS = weight * ((gradient[static_cast<size_t>(j)] - center) - delta);
           before += dS;
           for (int64_t d = 0; d < D; d++) {
             x.dq[static_cast<size_t>(((b * N + t) * H + h) * D + d)] +=
@@ -91,5 +97,11 @@ void dense(const Shape& s, Arrays<T>& x) {
         }
       }
 }
+
+template <typename T>
+void dense(const Shape& s, Arrays<T>& x) {
+  attention<false>(s, x);
+}
+inline void exact(const Shape& s, Arrays<double>& x) { attention<true>(s, x); }
 
 }  // namespace gatedfwa::test

@@ -5,6 +5,11 @@
 // so all even segments can add to dq at the same time, then all odd ones: five products per tile, no atomics, and an
 // order of additions that depends on the shape alone. For 16-bit types dq would be rounded twice on that way; a
 // query-stationary pass of its own computes it (two products more).
+//
+// delta = dO . o comes from the rounded o, and P from the rounded lse. Where dP - delta nearly cancels - one key has
+// nearly all of a row's weight, or the values hardly differ - that is not good enough: dS is then of the size of the
+// rounding. Each tile of pairs is tested for that while it is computed (gradientOfScores), and if it failed, is
+// computed again with the sums of P and of P dP taken from the very P and dP of these rows (refine).
 #pragma once
 
 #include "cpu/plan.h"
@@ -20,8 +25,13 @@ struct Backward {
   static constexpr bool kAddsToDq = kIsAccumulator<E>;
   static constexpr int64_t kLeastSegment = 4;
   static constexpr int64_t kBlock = 2;  ///< key tiles that share a staged query tile
-  /// From here on the rounding of lse would show in P = exp(s - lse); see normalise.
+  /// From here on the rounding of lse would show in P = exp(s - lse).
   static constexpr A kLargeLse = 16;
+  /// delta is in doubt where, weighted with P, the square of dP - delta is below that of this times the norm of dO o o:
+  /// delta has an error of about that norm times the rounding of o, which 16-bit types feel first.
+  static constexpr A kDoubt = kIsAccumulator<E> ? A(0.5) : A(1);
+  /// Where dO . o has terms like these, their squares may leave the range of A.
+  static constexpr A kLeastTerms = A(1e-12), kMostTerms = A(1e12);
 
   /// Key tiles are aligned with the queries' first token; the first may be cut short by the start of the sequence.
   struct Tiling {
@@ -35,37 +45,87 @@ struct Backward {
       segments = (tiles + segmentTiles - 1) / segmentTiles;
       reach = least(segmentTiles + span, tiles - firstQueryTile);
     }
+    int64_t tileOf(int64_t token) const { return (token + padding) / kSize; }
     int64_t begin(int64_t tile) const { return most(0, tile * kSize - padding); }
   };
 
-  /// What the pairs of one query row share. P = exp2((scale' * q.k - high) + (bias - low)), scale' = scale * log2(e):
-  /// `high` nearly cancels the score before the small terms come in.
+  /// What the pairs of one query row share.
   struct RowTerms {
-    A* high;      ///< log2(e) * lse, rounded; +infinity for a row without a key
-    A* low;       ///< what the rounding of `high` left
-    A* lowDecay;  ///< low + log2(e) * sum of alpha from the row's tile to the row
-    A* delta;     ///< dO . o
+    double* level;  ///< log2(e) * lse; +infinity for a row without a key
+    double* decay;  ///< sum of alpha from the row's tile to the row
+    int64_t* last;  ///< the newest real token that the row sees: its last key
+    A* delta;       ///< dO . o
+    A* deltaLow;    ///< what `delta` lacks, once refined
+    A* doubt;       ///< (kDoubt * |dO o o|)^2; 0 once refined
     RowTerms(int64_t rows, Scratch& scratch)
-        : high(scratch.take<A>(rows)),
-          low(scratch.take<A>(rows)),
-          lowDecay(scratch.take<A>(rows)),
-          delta(scratch.take<A>(rows)) {}
+        : level(scratch.take<double>(rows)),
+          decay(scratch.take<double>(rows)),
+          last(scratch.take<int64_t>(rows)),
+          delta(scratch.take<A>(rows)),
+          deltaLow(scratch.take<A>(rows)),
+          doubt(scratch.take<A>(rows)) {}
     RowTerms(const RowTerms& from, int64_t row)
-        : high(from.high + row), low(from.low + row), lowDecay(from.lowDecay + row), delta(from.delta + row) {}
+        : level(from.level + row),
+          decay(from.decay + row),
+          last(from.last + row),
+          delta(from.delta + row),
+          deltaLow(from.deltaLow + row),
+          doubt(from.doubt + row) {}
+  };
+
+  /// With level + log2(e) * decay = high + low, the decay between the row and what the keys' decays count from,
+  /// P = exp2((scale' * q.k - high) + (fraction - low), whole), scale' = scale * log2(e): `high` nearly cancels the
+  /// score before the small terms come in.
+  struct Levels {
+    A *high, *low;
+    Levels(int64_t rows, Scratch& scratch) : high(scratch.take<A>(rows)), low(scratch.take<A>(rows)) {}
+
+    GATEDFWA_INLINE void set(int64_t row, double level, double decay) const {
+      level += kLog2E * decay;
+      high[row] = static_cast<A>(level);
+      low[row] = high[row] == kInfinity<A> ? A(0) : static_cast<A>(level - high[row]);
+    }
+    /// For keys before the rows' tile and their decays up to `gap` before it.
+    void setEarlier(const RowTerms& rows, int64_t count, double gap) const {
+      for (int64_t i = 0; i < count; i++) set(i, rows.level[i], rows.decay[i] + gap);
+    }
+    /// For the tile's own keys.
+    void setOwn(const RowTerms& rows, int64_t count, const DiagonalDecay<A>& decay) const {
+      for (int64_t i = 0; i < count; i++) set(i, rows.level[i], decay.common[i]);
+    }
+  };
+
+  /// What refine works with.
+  struct RefineBuffers {
+    A *scores, *dP, *sum, *heaviest, *center, *moment, *momentOfDelta;
+    Levels levels;
+    typename QueryTile<E>::Buffers keys;
+    RefineBuffers(const AttentionProblem& p, Scratch& scratch)
+        : scores(scratch.take<A>(kSize * kWidth)),
+          dP(scratch.take<A>(kSize * kWidth)),
+          sum(scratch.take<A>(QueryTile<E>::kSize)),
+          heaviest(scratch.take<A>(QueryTile<E>::kSize)),
+          center(scratch.take<A>(QueryTile<E>::kSize)),
+          moment(scratch.take<A>(QueryTile<E>::kSize)),
+          momentOfDelta(scratch.take<A>(QueryTile<E>::kSize)),
+          levels(QueryTile<E>::kSize, scratch),
+          keys(p, scratch) {}
   };
 
   /// One key tile of the block at hand.
   struct KeyTileBuffers {
-    A *k, *kPacked, *vPacked, *dk, *dv, *bias, *columnSum;
+    A *k, *kPacked, *vPacked, *dk, *dv, *whole, *fraction, *columnSum;
     uint8_t* keep;
   };
 
   struct Buffers {
     int64_t headColumns, valueColumns;
-    A *q, *dO, *weight, *dS, *dq, *tileSum;
+    A *q, *dO, *weight, *dS, *dq, *rowSum;
     KeyTileBuffers tiles[kBlock];
-    typename QueryTile<E>::Buffers keys;
+    Levels levels;
     RowTerms rows;  ///< [group][reach * kSize]
+    A *refineRows, *refineQ, *refineDO;
+    RefineBuffers refine;
     Buffers(const AttentionProblem& p, const Tiling& tiling, Scratch& scratch)
         : headColumns(roundUp(p.headSize, kLanes<A>)),
           valueColumns(roundUp(p.valueSize, kLanes<A>)),
@@ -74,15 +134,20 @@ struct Backward {
           weight(scratch.take<A>(kSize * kSize)),
           dS(scratch.take<A>(kSize * kSize)),
           dq(scratch.take<A>(kSize * most(headColumns, valueColumns))),
-          tileSum(scratch.take<A>(kSize)),
-          keys(p, scratch),
-          rows(p.heads / p.kvHeads * tiling.reach * kSize, scratch) {
+          rowSum(scratch.take<A>(kSize)),
+          levels(kSize, scratch),
+          rows(p.heads / p.kvHeads * tiling.reach * kSize, scratch),
+          refineRows(scratch.take<A>(kSize * most(p.headSize, p.valueSize))),
+          refineQ(scratch.take<A>(kSize * p.headSize)),
+          refineDO(scratch.take<A>(kSize * p.valueSize)),
+          refine(p, scratch) {
       for (KeyTileBuffers& tile : tiles)
         tile = {scratch.take<A>(kSize * headColumns),
                 scratch.take<A>(kSize * p.headSize),
                 scratch.take<A>(kSize * p.valueSize),
                 scratch.take<A>(kSize * headColumns),
                 scratch.take<A>(kSize * valueColumns),
+                scratch.take<A>(kSize),
                 scratch.take<A>(kSize),
                 scratch.take<A>(kSize),
                 scratch.take<uint8_t>(kSize)};
@@ -160,74 +225,151 @@ struct Backward {
       runKeyBlock(p, tiling, b, kvHead, tile, least(kBlock, end - tile), firstQueryTile, buffers);
   }
 
+  /// Of query tiles [firstTile, endTile).
   static void setRowTerms(const AttentionBackward& p, const Tiling& tiling, int64_t b, int64_t h, int64_t firstTile,
                           int64_t endTile, const Buffers& buffers, RowTerms rows) {
-    const Decays<A> alpha = Decays<A>::of(p, b, h);
     for (int64_t tile = firstTile; tile < endTile; tile++) {
       const int64_t position = tiling.begin(tile), count = least(kSize, p.keyLength - position);
       const int64_t t0 = position - (p.keyLength - p.queryLength);
       const RowTerms own(rows, (tile - firstTile) * kSize);
-      const Rows<A> dO = stageRows<E>(at<E>(p.dO, b, t0, h), p.dO.strides[1], p.dO.strides[3], count, p.valueSize,
-                                      p.valueSize, nullptr, buffers.dO);
-      const Rows<A> o = stageRows<E>(at<E>(p.o, b, t0, h), p.o.strides[1], p.o.strides[3], count, p.valueSize,
-                                     p.valueSize, nullptr, buffers.dq);
-      rowDots(dO, o, count, p.valueSize, own.delta);
-      double decay = 0;
-      bool large = false;
-      for (int64_t i = 0; i < count; i++) {
-        if (i > 0) decay += alpha[position + i];
-        const A lse = *(at<A>(p.lse, b, h) + (t0 + i) * p.lse.strides[2]);
-        const bool empty = lse == -kInfinity<A>;
-        own.high[i] = empty ? kInfinity<A> : static_cast<A>(kLog2E * lse);
-        own.low[i] = empty ? A(0) : static_cast<A>(kLog2E * lse - own.high[i]);
-        own.lowDecay[i] = static_cast<A>(own.low[i] + kLog2E * decay);
-        large = large || (!empty && __builtin_fabs(static_cast<double>(lse)) > kLargeLse);
-      }
-      for (int64_t i = count; i < kSize; i++)
-        own.high[i] = kInfinity<A>, own.low[i] = own.lowDecay[i] = own.delta[i] = 0;
-      if constexpr (sizeof(E) == 4)
-        if (large) normalise(QueryTile<E>(p, b, h, t0, count), buffers, own);
+      const Refine needed = setRowTerms(p, b, h, t0, count, buffers.dO, buffers.dq, own);
+      if (needed != Refine::Nothing) refineTile(p, b, h, t0, count, needed == Refine::All, buffers, own);
     }
   }
 
-  /// A large lse has lost bits: the weights of a row then add up to 1 + error, and the whole row of gradients is off by
-  /// that factor. Costs a product, and only where lse is large: sums the weights, computed bit for bit as in
-  /// gradientOfScores, and puts the correction into `low`.
-  static void normalise(const QueryTile<E>& tile, const Buffers& buffers, const RowTerms& rows) {
+  enum class Refine { Nothing, Weights, All };
+
+  /// Of queries [t0, t0 + count), the first of which begins a tile. Returns what has to be refined in any case.
+  static Refine setRowTerms(const AttentionBackward& p, int64_t b, int64_t h, int64_t t0, int64_t count, A* dOBuffer,
+                            A* oBuffer, const RowTerms& rows) {
+    const Decays<A> alpha = Decays<A>::of(p, b, h);
+    const int64_t position = p.keyLength - p.queryLength + t0;
+    int64_t last = position;
+    while (last > most(0, position - p.window + 1) && !isReal<E>(p, b, last)) last--;
+    double decay = 0;
+    bool large = false, extreme = false;
+    for (int64_t first = 0; first < count; first += kSize) {
+      const int64_t end = least(count, first + kSize);
+      const auto stage = [&](const Input& x, A* buffer) {
+        return stageRows<E>(at<E>(x, b, t0 + first, h), x.strides[1], x.strides[3], end - first, p.valueSize,
+                            p.valueSize, nullptr, buffer);
+      };
+      const Rows<A> dO = stage(p.dO, dOBuffer), o = stage(p.o, oBuffer);
+      rowDots(dO, o, end - first, p.valueSize, rows.delta + first);
+      for (int64_t i = first; i < first + kSize; i++) {
+        rows.level[i] = kInfinity<double>;
+        rows.deltaLow[i] = rows.doubt[i] = 0;
+        rows.decay[i] = 0;
+        if (i >= end) {
+          rows.delta[i] = 0;
+          continue;
+        }
+        if (i > 0) decay += alpha[position + i];
+        if (isReal<E>(p, b, position + i)) last = position + i;
+        rows.decay[i] = decay;
+        rows.last[i] = last;
+        const A lse = *(at<A>(p.lse, b, h) + (t0 + i) * p.lse.strides[2]);
+        if (lse == -kInfinity<A>) continue;
+        rows.level[i] = kLog2E * lse;
+        large = large || __builtin_fabs(static_cast<double>(lse)) > kLargeLse;
+        rows.doubt[i] = doubtOf(dO.data + (i - first) * dO.ld, o.data + (i - first) * o.ld, p, extreme);
+      }
+    }
+    return extreme ? Refine::All : large && sizeof(E) == 4 ? Refine::Weights : Refine::Nothing;
+  }
+
+  /// The doubt of a row; `extreme` if its terms are.
+  static A doubtOf(const A* dO, const A* o, const AttentionBackward& p, bool& extreme) {
+    if (p.window == 1) return 0;  // see gradientOfScores
+    Vector<A> squares{}, sizes{};
+    int64_t c = 0;
+    for (; c + kLanes<A> <= p.valueSize; c += kLanes<A>) {
+      const Vector<A> term = load(dO + c) * load(o + c);
+      squares += term * term;
+      sizes += term < 0 ? -term : term;
+    }
+    A square = sumOfLanes<A>(squares), size = sumOfLanes<A>(sizes);
+    for (; c < p.valueSize; c++) {
+      const A term = dO[c] * o[c];
+      square += term * term;
+      size += term < 0 ? -term : term;
+    }
+    extreme = extreme || (size > 0 && size < kLeastTerms) || size > kMostTerms;
+    return kDoubt * kDoubt * square;
+  }
+
+  static void refineTile(const AttentionBackward& p, int64_t b, int64_t h, int64_t t0, int64_t count, bool gradients,
+                         const Buffers& buffers, const RowTerms& rows) {
+    const QueryTile<E> tile(p, b, h, t0, count);
+    tile.pack(p.q, p.headSize, A(1), buffers.refineRows, buffers.refineQ);
+    if (gradients) tile.pack(p.dO, p.valueSize, A(1), buffers.refineRows, buffers.refineDO);
+    refine(tile, 0, tile.panels() * kWidth, buffers.refineQ, gradients ? buffers.refineDO : nullptr, buffers.refine,
+           rows);
+  }
+
+  /// For the queries [begin, end) of a tile, given its q and dO as panels: sums P over all keys and normalises `level`,
+  /// for a large lse has lost bits and the row's P then add up to 1 + error. With dO also sums P (dP - c), where c is
+  /// delta or, if one key has more than half of the weight, the dP of that key, which has the very bits that
+  /// gradientOfScores finds: dP - delta = (dP - c) - sum of P (dP - c) is as exact as the other keys' share allows, and
+  /// exactly 0 if there is no other key.
+  static void refine(const QueryTile<E>& tile, int64_t begin, int64_t end, const A* q, const A* dO,
+                     const RefineBuffers& buffers, const RowTerms& rows) {
     const AttentionProblem& p = tile.p;
     const A scale = static_cast<A>(p.scale * kLog2E);
-    A *packed = buffers.q, *scores = buffers.weight, *sums = buffers.tileSum;
-    tile.pack(p.q, p.headSize, A(1), buffers.dq, packed);
-    for (int64_t i = 0; i < kSize; i++) sums[i] = 0;
+    for (int64_t i = begin; i < end; i++)
+      buffers.sum[i] = buffers.heaviest[i] = buffers.center[i] = buffers.moment[i] = buffers.momentOfDelta[i] = 0;
+    buffers.levels.setEarlier(rows, tile.panels() * kWidth, tile.gap);
     tile.forEachKeyTile(buffers.keys, [&](const VisibleKeys<A>& keys) {
-      for (int64_t lane = 0; lane < tile.rows; lane += kWidth) {
-        int64_t first, end;
-        tile.visibleKeys(keys, lane, first, end);
-        if (first >= end) continue;
-        panelProduct(end - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
-                     packed + lane * p.headSize, kWidth, scores, kWidth, Assign<A>{});
-        const A* low = keys.diagonal ? rows.low : rows.lowDecay;
-        for (int64_t key = first; key < end; key++) {
-          Vector<A> x[2];
+      if (keys.diagonal && keys.lookback == 0) buffers.levels.setOwn(rows, tile.panels() * kWidth, tile.decay);
+      for (int64_t lane = begin; lane < end; lane += kWidth) {
+        int64_t first, last;
+        tile.visibleKeys(keys, lane, first, last);
+        if (first >= last) continue;
+        assignProduct(last - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
+                      q + lane * p.headSize, kWidth, buffers.scores, kWidth);
+        if (dO)
+          assignProduct(last - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
+                        dO + lane * p.valueSize, kWidth, buffers.dP, kWidth);
+        const bool edge = tile.isEdge(keys, lane, kWidth);
+        for (int64_t key = first; key < last; key++) {
+          Vector<A> x[2], whole[2], fraction[2];
+          tile.decayOf(keys, key, lane, whole, fraction);
           for (int v = 0; v < 2; v++) {
             const int64_t column = lane + v * kLanes<A>;
-            x[v] = load(scores + (key - first) * kWidth + v * kLanes<A>) * scale - load(rows.high + column);
-            x[v] += keys.bias[key] - load(low + column);
+            x[v] = load(buffers.scores + (key - first) * kWidth + v * kLanes<A>) * scale;
+            x[v] = (x[v] - load(buffers.levels.high + column)) + (fraction[v] - load(buffers.levels.low + column));
           }
-          if (tile.isEdge(keys, lane, kWidth)) tile.restrict(keys, key, lane, x);
+          if (edge) tile.restrict(keys, key, lane, x);
           for (int v = 0; v < 2; v++) {
-            A* sum = sums + lane + v * kLanes<A>;
-            store(sum, load(sum) + exp2<A>(x[v]));
+            const int64_t column = lane + v * kLanes<A>;
+            const Vector<A> P = exp2<A>(x[v], whole[v]), sum = load(buffers.sum + column);
+            store(buffers.sum + column, sum + P);
+            if (!dO) continue;
+            const Vector<A> dP = load(buffers.dP + (key - first) * kWidth + v * kLanes<A>);
+            const Vector<A> heaviest = load(buffers.heaviest + column), old = load(buffers.center + column);
+            const Vector<A> center = P > heaviest ? dP : old;
+            const auto add = [&](A* moment, Vector<A> origin, Vector<A> moved) GATEDFWA_INLINE_LAMBDA {
+              store(moment + column, load(moment + column) + moved + (P == 0 ? Vector<A>{} : P * (dP - origin)));
+            };
+            add(buffers.moment, center, P > heaviest ? sum * (old - dP) : Vector<A>{});
+            add(buffers.momentOfDelta, load(rows.delta + column), Vector<A>{});
+            store(buffers.center + column, center);
+            store(buffers.heaviest + column, greater<A>(P, heaviest));
           }
         }
       }
     });
-    for (int64_t i = 0; i < tile.rows; i++) {
-      if (!(sums[i] > 0 && sums[i] < kInfinity<A>)) continue;
-      const A correction = static_cast<A>(kLog2E * __builtin_log(static_cast<double>(sums[i])));
-      rows.low[i] += correction;
-      rows.lowDecay[i] += correction;
+    for (int64_t i = begin; i < least(end, tile.rows); i++) {
+      const A sum = buffers.sum[i];
+      if (!(sum > 0 && sum < kInfinity<A>)) continue;
+      rows.level[i] += kLog2E * __builtin_log(static_cast<double>(sum));
+      if (!dO) continue;
+      const bool dominated = 2 * buffers.heaviest[i] > sum;
+      if (dominated) rows.delta[i] = buffers.center[i];
+      rows.deltaLow[i] = (dominated ? buffers.moment[i] : buffers.momentOfDelta[i]) / sum;
     }
+    if (dO)
+      for (int64_t i = begin; i < end; i++) rows.doubt[i] = 0;
   }
 
   struct KeyTile {
@@ -236,7 +378,7 @@ struct Backward {
     const uint8_t* keep;  ///< null if all are kept
     int64_t first, keys, panels;
     bool finite;
-    double gap;      ///< of the head at hand: sum of alpha over [end, first token of the query tile]
+    double gap;      ///< of the head at hand: sum of alpha from the newest real token to the query tile's first
     int64_t summed;  ///< end of the tokens in `gap`
     int64_t end() const { return first + keys; }
   };
@@ -269,11 +411,8 @@ struct Backward {
       const Decays<A> alpha = Decays<A>::of(p, b, h);
       for (int64_t i = 0; i < tiles; i++) {
         KeyTile& tile = block[i];
-        alpha.columns(tile.first, tile.end(), 0, tile.keep, tile.buffers.bias);
-        for (int64_t l = tile.keys; l < tile.panels * kWidth; l++) tile.buffers.bias[l] = -kInfinity<A>;
+        setDecays(alpha, tile);
         for (int64_t l = 0; l < tile.panels * kWidth; l++) tile.buffers.columnSum[l] = 0;
-        tile.gap = 0;
-        tile.summed = tile.end();
       }
       for (int64_t index = most(firstTile, tiling.firstQueryTile); index < tiling.tiles; index++) {
         const int64_t position = tiling.begin(index);
@@ -294,6 +433,22 @@ struct Backward {
       writeRows<E>(tile.buffers.dv, buffers.valueColumns, A(1), tile.keys, p.valueSize,
                    at<E>(p.dv, b, tile.first, kvHead), p.dv.strides[1], p.dv.strides[3]);
     }
+  }
+
+  /// Keys' decays up to the tile's newest real token; from there to the queries they are the same for all (`gap`).
+  static void setDecays(const Decays<A>& alpha, KeyTile& tile) {
+    const KeyTileBuffers& own = tile.buffers;
+    for (int64_t l = 0; l < tile.panels * kWidth; l++) own.whole[l] = -kInfinity<A>, own.fraction[l] = 0;
+    int64_t end = tile.keys;
+    tile.gap = 0;
+    tile.summed = tile.end();
+    while (tile.keep && end > 0 && !tile.keep[end - 1]) tile.gap += alpha[tile.first + --end];
+    alpha.columns(tile.first, tile.first + end, 0, tile.keep, [&](int64_t l, double bias) {
+      double whole;
+      split(bias, whole, own.fraction[l]);
+      own.whole[l] = static_cast<A>(whole);
+    });
+    if (end == 0) tile.gap = kInfinity<double>;
   }
 
   struct Queries {
@@ -319,35 +474,58 @@ struct Backward {
       const int64_t index = firstTile + i;
       if (index > x.index || x.position - (tile.end() - 1) >= p.window) continue;
       for (; tile.summed <= x.position && index < x.index; tile.summed++) tile.gap += alpha[tile.summed];
-      if (tile.gap == kInfinity<double>) continue;
-      const A sum = runPairs(x, tile, index == x.index, alpha, q, dO, buffers);
-      if (p.dalpha.data)
-        for (int64_t boundary = index + 1; boundary <= x.index; boundary++)
-          *at<A>(p.dalpha, x.b, tiling.begin(boundary), x.h) -= sum;
+      if (index < x.index && tile.gap == kInfinity<double>) continue;
+      runPairs(x, tile, index == x.index, alpha, q, dO, buffers);
+      if (p.dalpha.data) addToDecay(x, tiling, index, buffers);
     }
+    const A scale = static_cast<A>(p.scale);
     if constexpr (kAddsToDq)
       for (int64_t i = 0; i < x.rows; i++) {
         E* row = at<E>(p.dq, x.b, x.t0() + i, x.h);
         const A* own = buffers.dq + i * buffers.headColumns;
         if (p.dq.strides[3] == 1) {
-          for (int64_t c = 0; c < p.headSize; c++) row[c] += own[c];
+          for (int64_t c = 0; c < p.headSize; c++) row[c] += scale * own[c];
         } else {
-          for (int64_t c = 0; c < p.headSize; c++) row[c * p.dq.strides[3]] += own[c];
+          for (int64_t c = 0; c < p.headSize; c++) row[c * p.dq.strides[3]] += scale * own[c];
         }
       }
   }
 
-  /// One tile of pairs: adds to dk, dv, dq and the column sums; returns the sum of its dS.
-  static A runPairs(const Queries& x, const KeyTile& tile, bool diagonal, const Decays<A>& alpha, Rows<A> q, Rows<A> dO,
-                    const Buffers& buffers) {
+  /// The row sums of the pairs with key tile `index`, for finishDecay. What is left of a row's sum after its last key
+  /// is rounding, so it counts for tokens up to there.
+  static void addToDecay(const Queries& x, const Tiling& tiling, int64_t index, const Buffers& buffers) {
+    const AttentionBackward& p = x.p;
+    const auto dalpha = [&](int64_t token) -> A& { return *at<A>(p.dalpha, x.b, token, x.h); };
+    for (int64_t boundary = index + 1; boundary <= x.index; boundary++) {
+      const int64_t token = tiling.begin(boundary);
+      A sum = 0;
+      for (int64_t i = 0; i < x.rows; i++)
+        if (x.terms.last[i] >= token) sum += buffers.rowSum[i];
+      dalpha(token) -= sum;
+    }
+    for (int64_t i = 0; i < x.rows; i++) {
+      const int64_t next = x.terms.last[i] + 1;
+      if (next < p.keyLength && tiling.begin(tiling.tileOf(next)) != next) dalpha(next) += buffers.rowSum[i];
+    }
+  }
+
+  /// One tile of pairs: adds to dk, dv, dq, and the column and row sums.
+  static void runPairs(const Queries& x, const KeyTile& tile, bool diagonal, const Decays<A>& alpha, Rows<A> q,
+                       Rows<A> dO, const Buffers& buffers) {
     const AttentionBackward& p = x.p;
     DiagonalDecay<A> decay;
-    if (diagonal) decay.set(alpha, x.position, x.rows);
+    const auto setLevels = [&] {
+      if (diagonal)
+        buffers.levels.setOwn(x.terms, x.rows, decay);
+      else
+        buffers.levels.setEarlier(x.terms, x.rows, tile.gap);
+    };
+    if (diagonal) decay.set(alpha, x.position, x.rows, 0, [&](int64_t i) { return !tile.keep || tile.keep[i]; });
+    setLevels();
     const int64_t lookback = x.position - tile.first;
     const bool edge = diagonal || x.rows - 1 + lookback >= p.window;
     const bool finite = !edge || (tile.finite && allFinite(q.data, x.rows * buffers.headColumns) &&
                                   allFinite(dO.data, x.rows * buffers.valueColumns));
-    A sum = 0;
     for (int64_t lane = 0; lane < tile.panels * kWidth; lane += kWidth) {
       // Queries that see any key of lanes [lane, lane + kWidth).
       const int64_t begin = diagonal ? least(lane, x.rows) : 0;
@@ -359,46 +537,37 @@ struct Backward {
 
       A* weight = buffers.weight + begin * kSize + lane;
       A* dS = buffers.dS + begin * kSize + lane;
-      panelProduct(end - begin, p.headSize, Left<A>{q.data + begin * q.ld, q.ld, 1},
-                   tile.buffers.kPacked + lane * p.headSize, kWidth, weight, kSize, Assign<A>{});
-      panelProduct(end - begin, p.valueSize, Left<A>{dO.data + begin * dO.ld, dO.ld, 1},
-                   tile.buffers.vPacked + lane * p.valueSize, kWidth, dS, kSize, Assign<A>{});
-      Vector<A> columns[2] = {};
-      if (diagonal)
-        gradientOfScores<true, true>(x, tile, decay, lane, begin, end, buffers, columns);
-      else if (edge)
-        gradientOfScores<true, false>(x, tile, decay, lane, begin, end, buffers, columns);
-      else
-        gradientOfScores<false, false>(x, tile, decay, lane, begin, end, buffers, columns);
+      Vector<A> columns[2];
+      const auto compute = [&] {
+        assignProduct(end - begin, p.headSize, Left<A>{q.data + begin * q.ld, q.ld, 1},
+                      tile.buffers.kPacked + lane * p.headSize, kWidth, weight, kSize);
+        assignProduct(end - begin, p.valueSize, Left<A>{dO.data + begin * dO.ld, dO.ld, 1},
+                      tile.buffers.vPacked + lane * p.valueSize, kWidth, dS, kSize);
+        columns[0] = columns[1] = Vector<A>{};
+        return diagonal ? gradientOfScores<true, true>(x, tile, decay, lane, begin, end, buffers, columns)
+               : edge   ? gradientOfScores<true, false>(x, tile, decay, lane, begin, end, buffers, columns)
+                        : gradientOfScores<false, false>(x, tile, decay, lane, begin, end, buffers, columns);
+      };
+      if (compute() > 0) {
+        refineTile(p, x.b, x.h, x.t0(), x.rows, true, buffers, x.terms);
+        setLevels();
+        compute();
+      }
       for (int v = 0; v < 2; v++) {
         A* total = tile.buffers.columnSum + lane + v * kLanes<A>;
         store(total, load(total) + columns[v]);
-        store(buffers.tileSum + v * kLanes<A>, columns[v]);
       }
       const int64_t keys = least(kWidth, tile.keys - lane);
-      for (int64_t l = 0; l < keys; l++) sum += buffers.tileSum[l];
-
-      add(finite, keys, buffers.valueColumns, end - begin, Left<A>{weight, 1, kSize}, dO.data + begin * dO.ld, dO.ld,
-          A(1), tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
-      add(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld, A(1),
-          tile.buffers.dk + lane * buffers.headColumns, buffers.headColumns);
+      addGuarded(finite, keys, buffers.valueColumns, end - begin, Left<A>{weight, 1, kSize}, dO.data + begin * dO.ld,
+                 dO.ld, tile.buffers.dv + lane * buffers.valueColumns, buffers.valueColumns);
+      addGuarded(finite, keys, buffers.headColumns, end - begin, Left<A>{dS, 1, kSize}, q.data + begin * q.ld, q.ld,
+                 tile.buffers.dk + lane * buffers.headColumns, buffers.headColumns);
     }
-    if constexpr (kAddsToDq) {
-      if (p.dalpha.data)
-        for (int64_t i = 0; i + 1 < x.rows; i++)
-          *at<A>(p.dalpha, x.b, x.position + i + 1, x.h) += sumOfRow(buffers.dS + i * kSize, tile.panels);
-      add(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
-          static_cast<A>(p.scale), buffers.dq, buffers.headColumns);
-    }
-    return sum;
-  }
-
-  static void add(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb,
-                  A factor, A* c, int64_t ldc) {
-    if (finite)
-      addProduct(rows, columns, depth, a, b, ldb, factor, c, ldc);
-    else
-      addProductOfVisible(rows, columns, depth, a, b, ldb, factor, c, ldc);
+    if (p.dalpha.data)
+      for (int64_t i = 0; i < x.rows; i++) buffers.rowSum[i] = sumOfRow(buffers.dS + i * kSize, tile.panels);
+    if constexpr (kAddsToDq)
+      addGuarded(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
+                 buffers.dq, buffers.headColumns);
   }
 
   static A sumOfRow(const A* row, int64_t panels) {
@@ -423,127 +592,119 @@ struct Backward {
     }
   }
 
-  /// weight: q.k -> P; dS: dP -> P o (dP - delta); columns += column sums of dS.
+  /// weight: q.k -> P; dS: dP -> P o (dP - delta); columns += column sums of dS. A result above 0 says that delta is in
+  /// doubt.
   template <bool kEdge, bool kDiagonal>
-  static void gradientOfScores(const Queries& x, const KeyTile& tile, const DiagonalDecay<A>& decay, int64_t lane,
-                               int64_t begin, int64_t end, const Buffers& buffers, Vector<A> (&columns)[2]) {
+  static A gradientOfScores(const Queries& x, const KeyTile& tile, const DiagonalDecay<A>& decay, int64_t lane,
+                            int64_t begin, int64_t end, const Buffers& buffers, Vector<A> (&columns)[2]) {
     const IntegerVector<A> lanes = laneIndex<A>();
-    const A gap = static_cast<A>(kLog2E * tile.gap), scale = static_cast<A>(x.p.scale * kLog2E);
-    const A* shared = tile.buffers.bias + lane;
-    const Vector<A> bias[2] = {load(shared) - gap, load(shared + kLanes<A>) - gap};
-    const A* low = kDiagonal ? x.terms.low : x.terms.lowDecay;
+    const A scale = static_cast<A>(x.p.scale * kLog2E);
     const int64_t lookback = x.position - tile.first;
+    Vector<A> heaviest{};
     for (int64_t i = begin; i < end; i++) {
-      alignas(64) A own[kWidth];
+      alignas(64) A between[kWidth];
       if (kDiagonal)
-        for (int64_t l = 0; l < kWidth; l++)
-          own[l] = tile.keep && !tile.keep[least(lane + l, tile.keys - 1)] ? -kInfinity<A> : decay.between(lane + l, i);
+        for (int64_t l = 0; l < kWidth; l++) between[l] = decay.wholeBetween(lane + l, i);
+      const A* whole = kDiagonal ? between : tile.buffers.whole + lane;
+      const A* fraction = (kDiagonal ? decay.fraction : tile.buffers.fraction) + lane;
+      const A low = buffers.levels.low[i] + (kDiagonal ? decay.fractionOfBase[i] : A(0));
       // Visible: 0 <= distance < window, distance = i - (lane + l) + lookback.
       const int64_t nearest = i + lookback - lane, farthest = nearest - x.p.window;
       for (int v = 0; v < 2; v++) {
         A* weight = buffers.weight + i * kSize + lane + v * kLanes<A>;
         A* dS = buffers.dS + i * kSize + lane + v * kLanes<A>;
-        Vector<A> exponent = load(weight) * scale - x.terms.high[i];
-        if (kDiagonal)
-          exponent = (exponent - low[i]) + load(own + v * kLanes<A>);
-        else
-          exponent += bias[v] - low[i];
-        if (kEdge) {
-          const IntegerVector<A> l = lanes + v * kLanes<A>;
+        Vector<A> exponent = load(weight) * scale - buffers.levels.high[i];
+        exponent += load(fraction + v * kLanes<A>) - low;
+        const IntegerVector<A> l = lanes + v * kLanes<A>;
+        if (kDiagonal && decay.bounded)
+          exponent =
+              l < static_cast<int>(decay.bound[i]) - static_cast<int>(lane) ? broadcast(decay.barrier[i]) : exponent;
+        if (kEdge)
           exponent = (l > static_cast<int>(least(nearest, kWidth))) | (l <= static_cast<int>(most(farthest, -1)))
                          ? broadcast<A>(-kInfinity<A>)
                          : exponent;
-        }
-        const Vector<A> P = exp2<A>(exponent);
-        Vector<A> gradient = P * (load(dS) - x.terms.delta[i]);
+        const Vector<A> P = exp2<A>(exponent, load(whole + v * kLanes<A>));
+        Vector<A> gradient = P * ((load(dS) - x.terms.delta[i]) - x.terms.deltaLow[i]);
         // Invisible, or the only key of its row: P = 1 whatever the score.
         if (kEdge) gradient = (P == 0) | (x.p.window == 1) ? Vector<A>{} : gradient;
         store(weight, P);
         store(dS, gradient);
         columns[v] += gradient;
+        heaviest = greater<A>(P, heaviest);
       }
     }
+    return kIsAccumulator<E> && !anyAbove<A>(heaviest, A(0.5)) ? A(0) : doubtOf(x, lane, begin, end, buffers);
+  }
+
+  /// The doubt in delta of a panel of pairs (kDoubt).
+  static A doubtOf(const Queries& x, int64_t lane, int64_t begin, int64_t end, const Buffers& buffers) {
+    Vector<A> doubt{};
+    for (int64_t i = begin; i < end; i++)
+      for (int v = 0; v < 2; v++) {
+        const Vector<A> P = load(buffers.weight + i * kSize + lane + v * kLanes<A>);
+        const Vector<A> gradient = load(buffers.dS + i * kSize + lane + v * kLanes<A>);
+        doubt += P * P * x.terms.doubt[i] - gradient * gradient;
+      }
+    return sumOfLanes<A>(doubt);
   }
 
   struct QueryBuffers {
-    A *q, *dO, *dq, *rows, *scores, *dP, *rowTerm, *delta, *rowSum;
+    A *q, *dO, *dq, *packingRows;
+    RowTerms rows;
+    Levels levels;
     typename QueryTile<E>::Buffers keys;
+    RefineBuffers refine;
     QueryBuffers(const AttentionProblem& p, Scratch& scratch)
         : q(scratch.take<A>(QueryTile<E>::kSize * p.headSize)),
           dO(scratch.take<A>(QueryTile<E>::kSize * p.valueSize)),
           dq(scratch.take<A>(QueryTile<E>::kSize * p.headSize)),
-          rows(scratch.take<A>(QueryTile<E>::kSize * most(p.headSize, p.valueSize))),
-          scores(scratch.take<A>(kSize * kWidth)),
-          dP(scratch.take<A>(kSize * kWidth)),
-          rowTerm(scratch.take<A>(QueryTile<E>::kSize)),
-          delta(scratch.take<A>(QueryTile<E>::kSize)),
-          rowSum(scratch.take<A>(QueryTile<E>::kSize)),
-          keys(p, scratch) {}
+          packingRows(scratch.take<A>(QueryTile<E>::kSize * most(p.headSize, p.valueSize))),
+          rows(QueryTile<E>::kSize, scratch),
+          levels(QueryTile<E>::kSize, scratch),
+          keys(p, scratch),
+          refine(p, scratch) {}
   };
 
-  /// dq of one tile of queries, in the forward pass's layout, and the row sums for dalpha.
+  /// dq of one tile of queries, in the forward pass's layout.
   static void runQueryTile(const AttentionBackward& p, int64_t item, void* memory) {
     Scratch scratch(memory);
     const QueryBuffers buffers(p, scratch);
     const QueryTile<E> tile = QueryTile<E>::of(p, item);
     const int64_t panels = tile.panels(), lanes = panels * kWidth;
-    tile.pack(p.q, p.headSize, static_cast<A>(p.scale * kLog2E), buffers.rows, buffers.q);
-    tile.pack(p.o, p.valueSize, A(1), buffers.rows, buffers.dO);
-    for (int64_t i = 0; i < lanes; i++) buffers.delta[i] = buffers.rowSum[i] = 0;
-    for (int64_t i = 0; i < tile.rows; i++) {
-      const E* dO = at<E>(p.dO, tile.b, tile.t0 + i, tile.h);
-      const A* o = buffers.dO + i / kWidth * kWidth * p.valueSize + i % kWidth;
-      for (int64_t c = 0; c < p.valueSize; c++) buffers.delta[i] += widen(dO[c * p.dO.strides[3]]) * o[c * kWidth];
-    }
-    tile.pack(p.dO, p.valueSize, A(1), buffers.rows, buffers.dO);
+    tile.pack(p.q, p.headSize, A(1), buffers.packingRows, buffers.q);
+    tile.pack(p.dO, p.valueSize, A(1), buffers.packingRows, buffers.dO);
     for (int64_t i = 0; i < lanes * p.headSize; i++) buffers.dq[i] = 0;
-    const auto setRowTerm = [&](bool diagonal) {
-      for (int64_t i = 0; i < lanes; i++) {
-        buffers.rowTerm[i] = kInfinity<A>;
-        if (i >= tile.rows) continue;
-        const A lse = *(at<A>(p.lse, tile.b, tile.h) + (tile.t0 + i) * p.lse.strides[2]);
-        if (lse != -kInfinity<A>)
-          buffers.rowTerm[i] = static_cast<A>(kLog2E * ((diagonal ? 0 : tile.decay.row[i]) + lse));
-      }
-    };
-    setRowTerm(false);
+    A* half = buffers.packingRows + kSize * p.valueSize;
+    const Refine needed = setRowTerms(p, tile.b, tile.h, tile.t0, tile.rows, buffers.packingRows, half, buffers.rows);
+    if (needed != Refine::Nothing) refine(tile, 0, lanes, buffers.q, buffers.dO, buffers.refine, buffers.rows);
+    buffers.levels.setEarlier(buffers.rows, lanes, tile.gap);
 
     tile.forEachKeyTile(buffers.keys, [&](const VisibleKeys<A>& keys) {
-      if (keys.diagonal) setRowTerm(true);
+      const auto setLevels = [&] {
+        if (keys.diagonal)
+          buffers.levels.setOwn(buffers.rows, lanes, tile.decay);
+        else
+          buffers.levels.setEarlier(buffers.rows, lanes, tile.gap);
+      };
+      if (keys.diagonal && keys.lookback == 0) setLevels();
       const bool finite = !tile.isEdge(keys, 0, QueryTile<E>::kSize) || allFinite(keys.k.data, keys.count * p.headSize);
-      for (int64_t panel = 0; panel < panels; panel++) {
-        const int64_t lane = panel * kWidth;
+      for (int64_t lane = 0; lane < lanes; lane += kWidth) {
         int64_t first, end;
         tile.visibleKeys(keys, lane, first, end);
         if (first >= end) continue;
-        const A* k = keys.k.data + first * keys.k.ld;
-        panelProduct(end - first, p.headSize, Left<A>{k, keys.k.ld, 1}, buffers.q + lane * p.headSize, kWidth,
-                     buffers.scores, kWidth, Assign<A>{});
-        panelProduct(end - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
-                     buffers.dO + lane * p.valueSize, kWidth, buffers.dP, kWidth, Assign<A>{});
-        const bool edge = tile.isEdge(keys, lane, kWidth);
-        for (int64_t key = 0; key < end - first; key++) {
-          A* score = buffers.scores + key * kWidth;
-          Vector<A> x[2] = {load(score) + keys.bias[first + key], load(score + kLanes<A>) + keys.bias[first + key]};
-          if (edge) tile.restrict(keys, first + key, lane, x);
-          for (int v = 0; v < 2; v++) {
-            const int64_t column = lane + v * kLanes<A>;
-            const Vector<A> P = exp2<A>(x[v] - load(buffers.rowTerm + column));
-            const Vector<A> dP = load(buffers.dP + key * kWidth + v * kLanes<A>);
-            Vector<A> gradient = P * (dP - load(buffers.delta + column));
-            gradient = (P == 0) | (p.window == 1) ? Vector<A>{} : gradient;
-            store(score + v * kLanes<A>, gradient);
-            store(buffers.rowSum + column, load(buffers.rowSum + column) + gradient);
-          }
+        if (transposedGradientOfScores(tile, keys, lane, first, end, buffers) > 0) {
+          refine(tile, lane, lane + kWidth, buffers.q, buffers.dO, buffers.refine, buffers.rows);
+          setLevels();
+          transposedGradientOfScores(tile, keys, lane, first, end, buffers);
         }
+        const A *k = keys.k.data + first * keys.k.ld, *gradients = buffers.refine.scores;
         A* dq = buffers.dq + lane * p.headSize;
         if (finite) {
-          panelProduct(p.headSize, end - first, Left<A>{k, 1, keys.k.ld}, buffers.scores, kWidth, dq, kWidth,
-                       AddScaled<A>{A(1)});
+          panelProduct(p.headSize, end - first, Left<A>{k, 1, keys.k.ld}, gradients, kWidth, dq, kWidth, Add<A>{});
         } else {
           for (int64_t key = 0; key < end - first; key++)
             for (int64_t i = 0; i < kWidth; i++) {
-              const A gradient = buffers.scores[key * kWidth + i];
+              const A gradient = gradients[key * kWidth + i];
               if (gradient == 0) continue;
               for (int64_t c = 0; c < p.headSize; c++) dq[c * kWidth + i] += gradient * k[key * keys.k.ld + c];
             }
@@ -551,15 +712,48 @@ struct Backward {
       }
     });
 
-    for (int64_t i = 0; i < lanes; i++) buffers.delta[i] = static_cast<A>(p.scale);
+    A* factor = buffers.levels.high;
+    for (int64_t i = 0; i < lanes; i++) factor[i] = static_cast<A>(p.scale);
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t lane = panel * kWidth;
-      unpackTransposed<E>(buffers.dq + lane * p.headSize, kWidth, buffers.delta + lane, least(kWidth, tile.rows - lane),
+      unpackTransposed<E>(buffers.dq + lane * p.headSize, kWidth, factor + lane, least(kWidth, tile.rows - lane),
                           p.headSize, at<E>(p.dq, tile.b, tile.t0 + lane, tile.h), p.dq.strides[1], p.dq.strides[3]);
     }
-    if (p.dalpha.data)
-      for (int64_t i = 0; i + 1 < tile.rows; i++)
-        if ((i + 1) % kSize != 0) *at<A>(p.dalpha, tile.b, tile.position + i + 1, tile.h) += buffers.rowSum[i];
+  }
+
+  /// For keys [first, end) of a tile and queries [lane, lane + kWidth): refine.scores[key][query] = dS. A result above
+  /// 0 says that delta is in doubt.
+  static A transposedGradientOfScores(const QueryTile<E>& tile, const VisibleKeys<A>& keys, int64_t lane, int64_t first,
+                                      int64_t end, const QueryBuffers& buffers) {
+    const AttentionProblem& p = tile.p;
+    assignProduct(end - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},
+                  buffers.q + lane * p.headSize, kWidth, buffers.refine.scores, kWidth);
+    assignProduct(end - first, p.valueSize, Left<A>{keys.v.data + first * keys.v.ld, keys.v.ld, 1},
+                  buffers.dO + lane * p.valueSize, kWidth, buffers.refine.dP, kWidth);
+    const A scale = static_cast<A>(p.scale * kLog2E);
+    const bool edge = tile.isEdge(keys, lane, kWidth);
+    Vector<A> doubt{};
+    for (int64_t key = first; key < end; key++) {
+      A* score = buffers.refine.scores + (key - first) * kWidth;
+      Vector<A> x[2], whole[2], fraction[2];
+      tile.decayOf(keys, key, lane, whole, fraction);
+      for (int v = 0; v < 2; v++) {
+        const int64_t column = lane + v * kLanes<A>;
+        x[v] = load(score + v * kLanes<A>) * scale - load(buffers.levels.high + column);
+        x[v] += fraction[v] - load(buffers.levels.low + column);
+      }
+      if (edge) tile.restrict(keys, key, lane, x);
+      for (int v = 0; v < 2; v++) {
+        const int64_t column = lane + v * kLanes<A>;
+        const Vector<A> P = exp2<A>(x[v], whole[v]);
+        const Vector<A> dP = load(buffers.refine.dP + (key - first) * kWidth + v * kLanes<A>);
+        Vector<A> gradient = P * ((dP - load(buffers.rows.delta + column)) - load(buffers.rows.deltaLow + column));
+        gradient = (P == 0) | (p.window == 1) ? Vector<A>{} : gradient;
+        store(score + v * kLanes<A>, gradient);
+        doubt += P * P * load(buffers.rows.doubt + column) - gradient * gradient;
+      }
+    }
+    return sumOfLanes<A>(doubt);
   }
 };
 

@@ -54,12 +54,17 @@ struct Decode {
     for (int64_t c = 0; c < valueColumns; c++) buffers.o[c] = 0;
 
     A max = -kInfinity<A>, sum = 0;
-    double decay = 0;
-    for (int64_t end = position + 1, first; end > lowest && decay < kInfinity<double>; end = first) {
+    // What lies after the newest real token is the same for all keys; masked tokens' decays may be large.
+    int64_t newest = position;
+    double common = 0, decay = 0;
+    while (newest >= lowest && !isReal<E>(p, b, newest)) common += alpha[newest--];
+    if (common == kInfinity<double>) newest = lowest - 1;
+    for (int64_t end = newest + 1, first; end > lowest && decay != kInfinity<double>; end = first) {
       first = most(lowest, end - kBlock);
       const int64_t count = end - first;
       const uint8_t* keep = maskOf<E>(p, b, first, count, buffers.keep);
-      decay = alpha.columns(first, end, decay, keep, buffers.weight);
+      decay = alpha.columns(first, end, decay, keep,
+                            [&](int64_t i, double bias) { buffers.weight[i] = static_cast<A>(bias); });
       const Rows<A> k = stageRows<E>(at<E>(p.k, b, first, kvHead), p.k.strides[1], p.k.strides[3], count, p.headSize,
                                      headColumns, keep, buffers.k);
       const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], count, p.valueSize,
@@ -87,7 +92,7 @@ struct Decode {
       }
     }
     *(at<A>(p.lse, b, h) + t * p.lse.strides[2]) =
-        sum == 0 ? -kInfinity<A> : static_cast<A>(kLn2 * max + __builtin_log(static_cast<double>(sum)));
+        sum == 0 ? -kInfinity<A> : static_cast<A>((kLn2 * max + __builtin_log(static_cast<double>(sum))) - common);
     writeRows<E>(buffers.o, valueColumns, sum == 0 ? A(0) : 1 / sum, 1, p.valueSize, at<E>(p.o, b, t, h), 0,
                  p.o.strides[3]);
   }

@@ -54,8 +54,8 @@ struct Forward {
 
     tile.forEachKeyTile(buffers.keys, [&](const VisibleKeys<A>& keys) {
       if (keys.diagonal && keys.lookback == 0) {
-        // Until here the row's own decay was left out: it is the same for all keys before the tile.
-        for (int64_t i = 0; i < tile.rows; i++) buffers.max[i] -= static_cast<A>(kLog2E * tile.decay.row[i]);
+        // Until here the decay from there to the row's base was left out: it is the same for all keys before the tile.
+        for (int64_t i = 0; i < tile.rows; i++) buffers.max[i] -= static_cast<A>(kLog2E * tile.decay.toBase[i]);
       }
       const bool finite = !tile.isEdge(keys, 0, Tile::kSize) || allFinite(keys.v.data, keys.count * p.valueSize);
       for (int64_t panel = 0; panel < panels; panel++) attend(tile, keys, panel, finite, buffers);
@@ -64,7 +64,9 @@ struct Forward {
     for (int64_t i = 0; i < tile.rows; i++) {
       const A sum = buffers.sum[i];
       *(at<A>(p.lse, tile.b, tile.h) + (tile.t0 + i) * p.lse.strides[2]) =
-          sum == 0 ? -kInfinity<A> : static_cast<A>(kLn2 * buffers.max[i] + __builtin_log(static_cast<double>(sum)));
+          sum == 0 ? -kInfinity<A>
+                   : static_cast<A>((kLn2 * buffers.max[i] + __builtin_log(static_cast<double>(sum))) -
+                                    tile.decay.common[i]);
       buffers.sum[i] = sum == 0 ? A(0) : 1 / sum;
     }
     for (int64_t panel = 0; panel < panels; panel++) {
@@ -88,6 +90,17 @@ struct Forward {
     }
   };
 
+  /// x of an edge tile gets the diagonal's decay, and -infinity where the pair is invisible.
+  static GATEDFWA_INLINE void restrict(const Tile& tile, const VisibleKeys<A>& keys, int64_t key, int64_t lane,
+                                       Vector<A> (&x)[2]) {
+    if (keys.diagonal) {
+      Vector<A> whole[2], fraction[2];
+      tile.decayOf(keys, key, lane, whole, fraction);
+      for (int v = 0; v < 2; v++) x[v] += whole[v] + fraction[v];
+    }
+    tile.restrict(keys, key, lane, x);
+  }
+
   static void attend(const Tile& tile, const VisibleKeys<A>& keys, int64_t panel, bool finite, const Buffers& buffers) {
     const int64_t lane = panel * kWidth;
     int64_t first, end;
@@ -106,7 +119,7 @@ struct Forward {
       for (int64_t key = 0; key < count; key++) {
         Vector<A> x[2];
         for (int v = 0; v < 2; v++) x[v] = load(scores + key * kWidth + v * kLanes<A>) * scale + keys.bias[first + key];
-        tile.restrict(keys, first + key, lane, x);
+        restrict(tile, keys, first + key, lane, x);
         for (int v = 0; v < 2; v++) maximum.add(x[v], v);
       }
     }
@@ -126,7 +139,7 @@ struct Forward {
       A* row = scores + key * kWidth;
       Vector<A> x[2];
       for (int v = 0; v < 2; v++) x[v] = (load(row + v * kLanes<A>) * scale - reference[v]) + keys.bias[first + key];
-      if (edge) tile.restrict(keys, first + key, lane, x);
+      if (edge) restrict(tile, keys, first + key, lane, x);
       for (int v = 0; v < 2; v++) {
         const Vector<A> weight = exp2<A>(x[v]);
         store(row + v * kLanes<A>, weight);

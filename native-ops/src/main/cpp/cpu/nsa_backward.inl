@@ -186,7 +186,6 @@ struct NsaAttentionBackward {
     const int64_t columns = rows.headColumns;
     for (int64_t i = 0; i < rows.chunk.count * group * columns; i++) buffers.dq[i] = 0;
 
-    const A scale = static_cast<A>(p.scale);
     Keys::template walk<kKeys>(p, rows.chunk, 0, Keys::count(p), rows.cursor, [&](const KeyRange& range) {
       KeyTile& tile = buffers.tile;
       tile.load(p, rows.chunk.b, rows.chunk.kvHead, range.first, range.count, rows.keep, buffers.v);
@@ -196,13 +195,13 @@ struct NsaAttentionBackward {
         const bool finite = !batch.edge || allFinite(tile.rows.data, range.count * tile.rows.ld);
         const Left<A> dS{rows.dS, kKeys, 1};
         if (batch.isContiguous()) {
-          addGuarded<A>(finite, batch.count, columns, batch.depth, dS, tile.rows.data, tile.rows.ld, scale,
+          addGuarded<A>(finite, batch.count, columns, batch.depth, dS, tile.rows.data, tile.rows.ld,
                         buffers.dq + batch.first * columns, columns);
           continue;
         }
         for (int64_t i = 0; i < batch.count * columns; i++) buffers.dqRows[i] = 0;
-        addGuarded<A>(finite, batch.count, columns, batch.depth, dS, tile.rows.data, tile.rows.ld, scale,
-                      buffers.dqRows, columns);
+        addGuarded<A>(finite, batch.count, columns, batch.depth, dS, tile.rows.data, tile.rows.ld, buffers.dqRows,
+                      columns);
         for (int64_t i = 0; i < batch.count; i++) {
           A* to = buffers.dq + batch.row[i] * columns;
           for (int64_t c = 0; c < columns; c += kLanes<A>)
@@ -219,8 +218,8 @@ struct NsaAttentionBackward {
         const A sum = rows.sum[row], lse = static_cast<A>(kLn2 * rows.high[row]);
         const A rounding = A(8) * kEpsilon<A> * (lse < 0 ? 1 - lse : 1 + lse);
         const bool corrected = rounding < kInfinity<A> && sum - 1 < rounding && 1 - sum < rounding;
-        writeRows<E>(buffers.dq + row * columns, columns, corrected ? 1 / sum : A(1), 1, p.headSize,
-                     at<E>(p.dq, rows.chunk.b, t, h), 0, p.dq.strides[3]);
+        writeRows<E>(buffers.dq + row * columns, columns, static_cast<A>(p.scale) / (corrected ? sum : A(1)), 1,
+                     p.headSize, at<E>(p.dq, rows.chunk.b, t, h), 0, p.dq.strides[3]);
         const A correction = corrected ? static_cast<A>(kLog2E * __builtin_log(static_cast<double>(sum))) : A(0);
         rowTerms(p, rows.chunk.b, h, t) = {rows.low[row] + correction, rows.delta[row]};
       }
@@ -275,9 +274,9 @@ struct NsaAttentionBackward {
         const bool finite =
             !edge || (allFinite(q, batch.count * rows.headColumns) && allFinite(dO, batch.count * rows.valueColumns));
         addGuarded<A>(finite, batch.depth, rows.valueColumns, batch.count, Left<A>{rows.weight, 1, kKeys}, dO,
-                      rows.valueColumns, A(1), dv, rows.valueColumns);
+                      rows.valueColumns, dv, rows.valueColumns);
         addGuarded<A>(finite, batch.depth, rows.headColumns, batch.count, Left<A>{rows.dS, 1, kKeys}, q,
-                      rows.headColumns, A(1), dk, rows.headColumns);
+                      rows.headColumns, dk, rows.headColumns);
       }
     });
   }

@@ -130,8 +130,8 @@ struct NsaAttentionForward {
       for (int64_t i = 0; i < batch.count; i++) {
         A* row = o + batch.row[i] * columns;
         for (int64_t c = 0; c < columns; c++) row[c] *= buffers.factor[i];
-        addProductOfVisible(1, columns, batch.depth, Left<A>{buffers.scores + i * kKeys, kKeys, 1}, v.data, v.ld, A(1),
-                            row, columns);
+        addProductOfVisible(1, columns, batch.depth, Left<A>{buffers.scores + i * kKeys, kKeys, 1}, v.data, v.ld, row,
+                            columns);
       }
     } else if (batch.isContiguous()) {
       rowsProduct(batch.count, columns, batch.depth, weights, v.data, v.ld, o + batch.first * columns, columns,

@@ -324,14 +324,4 @@ void scoresProduct(int64_t rows, int64_t keys, int64_t depth, Rows<A> a, const A
                  Assign<A>{});
 }
 
-/// c += factor * a * b; leaves out terms whose left element is 0 unless everything is finite, see products.inl.
-template <typename A>
-void addGuarded(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A factor,
-                A* c, int64_t ldc) {
-  if (finite)
-    addProduct(rows, columns, depth, a, b, ldb, factor, c, ldc);
-  else
-    addProductOfVisible(rows, columns, depth, a, b, ldb, factor, c, ldc);
-}
-
 }  // namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET

@@ -29,9 +29,8 @@ struct Assign {
   static constexpr bool kReadsTarget = false;
 };
 template <typename A>
-struct AddScaled {
-  A factor;
-  GATEDFWA_INLINE Vector<A> operator()(Vector<A> c, Vector<A> x, int64_t, int) const { return c + factor * x; }
+struct Add {
+  GATEDFWA_INLINE Vector<A> operator()(Vector<A> c, Vector<A> x, int64_t, int) const { return c + x; }
   static constexpr bool kReadsTarget = true;
 };
 /// The target's columns are first rescaled, each by its own factor (online softmax).
@@ -89,27 +88,45 @@ GATEDFWA_INLINE void panelProduct(int64_t rows, int64_t depth, Left<A> a, const 
   if (rows - row >= 1) step(Count<1>{});
 }
 
-/// c[rows][columns] += factor * a * b, `columns` a multiple of a vector's lanes.
+/// c[rows][kPanel] = a * b. A function of its own: among much other code the compiler runs out of registers in the
+/// loop.
 template <typename A>
-void addProduct(int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A factor, A* c,
-                int64_t ldc) {
+__attribute__((noinline)) void assignProduct(int64_t rows, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,
+                                             int64_t ldc) {
+  panelProduct(rows, depth, a, b, ldb, c, ldc, Assign<A>{});
+}
+
+/// c[rows][columns] += a * b, `columns` a multiple of a vector's lanes.
+template <typename A>
+__attribute__((noinline)) void addProduct(int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b,
+                                          int64_t ldb, A* c, int64_t ldc) {
   int64_t column = 0;
   for (; column + kPanel<A> <= columns; column += kPanel<A>)
-    panelProduct(rows, depth, a, b + column, ldb, c + column, ldc, AddScaled<A>{factor});
-  if (column < columns) panelProduct<1>(rows, depth, a, b + column, ldb, c + column, ldc, AddScaled<A>{factor});
+    panelProduct(rows, depth, a, b + column, ldb, c + column, ldc, Add<A>{});
+  if (column < columns) panelProduct<1>(rows, depth, a, b + column, ldb, c + column, ldc, Add<A>{});
 }
 
 /// The same, leaving out terms whose left element is 0: an invisible pair must not turn a NaN or infinity on its other
 /// side into NaN. Only for tiles that hold such values and are not wholly visible.
 template <typename A>
-void addProductOfVisible(int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A factor,
-                         A* c, int64_t ldc) {
+void addProductOfVisible(int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,
+                         int64_t ldc) {
   for (int64_t r = 0; r < rows; r++)
     for (int64_t k = 0; k < depth; k++) {
       const A x = a.data[r * a.row + k * a.depth];
       if (x == A(0)) continue;
-      for (int64_t j = 0; j < columns; j++) c[r * ldc + j] += factor * (x * b[k * ldb + j]);
+      for (int64_t j = 0; j < columns; j++) c[r * ldc + j] += x * b[k * ldb + j];
     }
+}
+
+/// The same, the slow way only where it is needed: `finite` says that b is finite or that all pairs are visible.
+template <typename A>
+void addGuarded(bool finite, int64_t rows, int64_t columns, int64_t depth, Left<A> a, const A* b, int64_t ldb, A* c,
+                int64_t ldc) {
+  if (finite)
+    addProduct(rows, columns, depth, a, b, ldb, c, ldc);
+  else
+    addProductOfVisible(rows, columns, depth, a, b, ldb, c, ldc);
 }
 
 }  // namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET

@@ -10,7 +10,8 @@ template <typename A>
 struct VisibleKeys {
   Rows<A> k, v;  ///< masked keys are zero
   int64_t count;
-  const A* bias;  ///< [count], log2 units; not for the diagonal tile, except -infinity at masked keys
+  const A* bias;              ///< [count], log2 units: decay to the newest real token before the tile; 0 if diagonal
+  const A *whole, *fraction;  ///< [count], the two parts of `bias`; not if diagonal
   bool diagonal;
   int64_t lookback;  ///< key i and query l are l - i + lookback tokens apart
 };
@@ -24,6 +25,8 @@ struct QueryTile {
   const AttentionProblem& p;
   int64_t b, h, kvHead;
   int64_t t0, position, rows;  ///< first query, its absolute position, number of queries
+  int64_t earlierEnd;          ///< one past the newest real token before the tile; the start of the window if none
+  double gap;                  ///< sum of alpha from that token to `position`
   DiagonalDecay<A> decay;
 
   static int64_t size(const AttentionProblem& p) {
@@ -42,7 +45,13 @@ struct QueryTile {
         t0(firstQuery),
         position(p.keyLength - p.queryLength + firstQuery),
         rows(queries) {
-    decay.set(Decays<A>::of(p, b, h), position, rows);
+    const Decays<A> alpha = Decays<A>::of(p, b, h);
+    const int64_t lowest = most(0, position - p.window + 1);
+    gap = alpha[position];
+    for (earlierEnd = position; earlierEnd > lowest && !isReal<E>(p, b, earlierEnd - 1);) gap += alpha[--earlierEnd];
+    if (gap == kInfinity<double>) earlierEnd = lowest;
+    if (earlierEnd == lowest) gap = 0;
+    decay.set(alpha, position, rows, gap, [&](int64_t i) { return isReal<E>(p, b, position + i); });
   }
   /// All heads of a tile are neighbours in the order of items: tokens hold their heads side by side, so they share
   /// memory pages, and heads of a group share keys.
@@ -60,12 +69,14 @@ struct QueryTile {
   }
 
   struct Buffers {
-    A *k, *v, *bias;
+    A *k, *v, *bias, *whole, *fraction;
     uint8_t* keep;
     Buffers(const AttentionProblem& p, Scratch& scratch)
         : k(scratch.take<A>(kTile<A> * p.headSize)),
           v(scratch.take<A>(kTile<A> * p.valueSize)),
           bias(scratch.take<A>(kTile<A>)),
+          whole(scratch.take<A>(kTile<A>)),
+          fraction(scratch.take<A>(kTile<A>)),
           keep(scratch.take<uint8_t>(kTile<A>)) {}
   };
 
@@ -74,17 +85,22 @@ struct QueryTile {
   void forEachKeyTile(const Buffers& buffers, Visit visit) const {
     const Decays<A> alpha = Decays<A>::of(p, b, h);
     const int64_t lowest = most(0, position - p.window + 1);
-    double sum = alpha[position];
-    for (int64_t end = position, first; end > lowest && sum < kInfinity<double>; end = first) {
+    double sum = 0;
+    for (int64_t end = earlierEnd, first; end > lowest && sum != kInfinity<double>; end = first) {
       first = most(lowest, end - kTile<A>);
       const uint8_t* keep = maskOf<E>(p, b, first, end - first, buffers.keep);
-      sum = alpha.columns(first, end, sum, keep, buffers.bias);
+      sum = alpha.columns(first, end, sum, keep, [&](int64_t i, double bias) {
+        double whole;
+        split(bias, whole, buffers.fraction[i]);
+        buffers.whole[i] = static_cast<A>(whole);
+        buffers.bias[i] = static_cast<A>(bias);
+      });
       visit(stage(buffers, keep, first, end - first, false, position - first));
     }
+    for (int64_t i = 0; i < kTile<A>; i++) buffers.bias[i] = 0;
     for (int64_t own = 0; own < rows; own += kTile<A>) {
       const int64_t count = least(kTile<A>, rows - own);
       const uint8_t* keep = maskOf<E>(p, b, position + own, count, buffers.keep);
-      for (int64_t i = 0; i < count; i++) buffers.bias[i] = keep && !keep[i] ? -kInfinity<A> : A(0);
       visit(stage(buffers, keep, position + own, count, true, -own));
     }
   }
@@ -100,17 +116,34 @@ struct QueryTile {
     return tile.diagonal || least(lane + lanes, rows) - 1 + tile.lookback >= p.window;
   }
 
-  /// For a tile with invisible pairs or decays of their own: x[v] of key `key` and lanes from `lane` on gets the
-  /// diagonal's decay, and -infinity where the pair is invisible.
+  /// -log2(e) * decay of key `key` and lanes from `lane` on = whole[v] + fraction[v].
+  GATEDFWA_INLINE void decayOf(const VisibleKeys<A>& tile, int64_t key, int64_t lane, Vector<A> (&whole)[2],
+                               Vector<A> (&fraction)[2]) const {
+    if (!tile.diagonal) {
+      for (int v = 0; v < 2; v++) whole[v] = broadcast(tile.whole[key]), fraction[v] = broadcast(tile.fraction[key]);
+      return;
+    }
+    const int64_t own = key - tile.lookback;
+    alignas(64) A between[kPanel<A>];
+    for (int64_t i = 0; i < kPanel<A>; i++) between[i] = decay.wholeBetween(own, lane + i);
+    for (int v = 0; v < 2; v++) {
+      whole[v] = load(between + v * kLanes<A>);
+      fraction[v] = decay.fraction[own] - load(decay.fractionOfBase + lane + v * kLanes<A>);
+    }
+  }
+
+  /// For a tile with invisible pairs: x[v] of key `key` and lanes from `lane` on gets -infinity where the pair is
+  /// invisible, NaN where a NaN decay lies between.
   GATEDFWA_INLINE void restrict(const VisibleKeys<A>& tile, int64_t key, int64_t lane, Vector<A> (&x)[2]) const {
     const IntegerVector<A> lanes = laneIndex<A>();
-    alignas(64) A own[kPanel<A>];
-    if (tile.diagonal)
-      for (int64_t i = 0; i < kPanel<A>; i++) own[i] = decay.between(key - tile.lookback, lane + i);
     // Visible: 0 <= distance < window.
     const int64_t nearest = key - tile.lookback - lane, farthest = least(nearest + p.window, kPanel<A>);
     for (int v = 0; v < 2; v++) {
-      if (tile.diagonal) x[v] += load(own + v * kLanes<A>);
+      if (tile.diagonal && decay.bounded) {
+        const int64_t column = lane + v * kLanes<A>;
+        const Vector<A> bound = load(decay.bound + column);
+        x[v] = static_cast<A>(key - tile.lookback) < bound ? load(decay.barrier + column) : x[v];
+      }
       const IntegerVector<A> l = lanes + v * kLanes<A>;
       x[v] = (l < static_cast<int>(most(nearest, 0))) | (l >= static_cast<int>(most(farthest, 0)))
                  ? broadcast<A>(-kInfinity<A>)
@@ -125,7 +158,7 @@ struct QueryTile {
                                    p.headSize, keep, buffers.k);
     const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], count, p.valueSize,
                                    p.valueSize, keep, buffers.v);
-    return {k, v, count, buffers.bias, diagonal, lookback};
+    return {k, v, count, buffers.bias, buffers.whole, buffers.fraction, diagonal, lookback};
   }
 };
 

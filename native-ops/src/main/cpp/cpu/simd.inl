@@ -64,6 +64,12 @@ GATEDFWA_INLINE T sumOfLanes(Vector<T> x) {
     for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
   return lanes[0];
 }
+template <typename T>
+GATEDFWA_INLINE bool anyAbove(Vector<T> x, T limit) {
+  bool any = false;
+  for (int i = 0; i < kLanes<T>; i++) any |= x[i] > limit;
+  return any;
+}
 /// A NaN in x is dropped: the exponential brings it back.
 template <typename T>
 GATEDFWA_INLINE Vector<T> greater(Vector<T> x, Vector<T> other) {
@@ -110,21 +116,32 @@ GATEDFWA_INLINE Vector<T> exp2Polynomial(Vector<T> f) {
   }
 }
 
-/// 2^x for x below the exponent's upper limit, about 1 ULP; 0 below the smallest normal number; NaN stays NaN.
-template <typename T>
-GATEDFWA_INLINE Vector<T> exp2(Vector<T> x) {
+/// An absent whole part of exp2's argument.
+struct Nothing {
+  template <typename V>
+  friend GATEDFWA_INLINE V operator+(V x, Nothing) {
+    return x;
+  }
+};
+
+/// 2^(x + whole) below the exponent's upper limit, about 1 ULP; 0 below the smallest normal number; NaN stays NaN.
+/// `whole` holds integers, which cost no bits of x.
+template <typename T, typename Whole = Nothing>
+GATEDFWA_INLINE Vector<T> exp2(Vector<T> x, Whole whole = {}) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) {
-    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(Exp2<T>::kUnderflow), _CMP_NLT_UQ);
-    const __m512 whole = _mm512_maskz_roundscale_ps(normal, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm512_maskz_scalef_ps(normal, exp2Polynomial<T, 0>(x - whole), whole);
+    const __m512 nearest = _mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 exponent = (Vector<T>)nearest + whole;
+    const __mmask16 normal = _mm512_cmp_ps_mask(exponent, _mm512_set1_ps(Exp2<T>::kUnderflow), _CMP_NLE_UQ);
+    return _mm512_maskz_scalef_ps(normal, exp2Polynomial<T, 0>(x - nearest), exponent);
   }
 #endif
   const Vector<T> shifted = x + Exp2<T>::kRound;
   const Vector<T> f = x - (shifted - Exp2<T>::kRound);
-  const Vector<T> power = (Vector<T>)((IntegerVector<T>)shifted << Exp2<T>::kExponentShift);
+  const Vector<T> exponent = shifted + whole;
+  const Vector<T> power = (Vector<T>)((IntegerVector<T>)exponent << Exp2<T>::kExponentShift);
   const Vector<T> y = exp2Polynomial<T, 0>(f) * power;
-  return x < Exp2<T>::kUnderflow ? Vector<T>{} : y;
+  return exponent <= Exp2<T>::kRound + Exp2<T>::kUnderflow ? Vector<T>{} : y;
 }
 
 }  // namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET

@@ -13,6 +13,15 @@ template <typename A>
 constexpr int64_t kQueryTile = 4 * kTile<A>;
 static_assert(kTile<float> % kPanel<float> == 0 && kTile<double> % kPanel<double> == 0);
 
+/// x = whole + fraction, `whole` an integer: sums of decays cancel among the whole parts without rounding, and what is
+/// left has the precision of numbers below 1.
+template <typename A>
+GATEDFWA_INLINE void split(double x, double& whole, A& fraction) {
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  whole = (x + kRound) - kRound;
+  fraction = whole - whole == 0 ? static_cast<A>(x - whole) : A(0);
+}
+
 /// The decays of one batch entry and head, or none. Sums are in float64 and start inside the window, so that their
 /// rounding does not depend on the position in the sequence.
 template <typename A>
@@ -26,14 +35,13 @@ struct Decays {
   }
   GATEDFWA_INLINE double operator[](int64_t j) const { return alpha ? static_cast<double>(alpha[j * stride]) : 0.0; }
 
-  /// bias[j - first] = -log2(e) * (gap + sum of alpha over (j, end)), end exclusive; -infinity where keep is 0. Returns
-  /// gap + sum of alpha over [first, end). The two parts are rounded one by one: the backward pass, which learns of the
-  /// gap later, then gets the same bits.
-  double columns(int64_t first, int64_t end, double gap, const uint8_t* keep, A* bias) const {
-    const A far = static_cast<A>(kLog2E * gap);
+  /// set(j - first, bias) for the keys j in [first, end): bias = -log2(e) * (gap + sum of alpha over (j, end)), end
+  /// exclusive; -infinity where keep is 0. Returns gap + sum of alpha over [first, end).
+  template <typename Set>
+  GATEDFWA_INLINE double columns(int64_t first, int64_t end, double gap, const uint8_t* keep, Set set) const {
     double near = 0;
     for (int64_t j = end - 1; j >= first; j--) {
-      bias[j - first] = keep && !keep[j - first] ? -kInfinity<A> : static_cast<A>(-kLog2E * near) - far;
+      set(j - first, keep && !keep[j - first] ? -kInfinity<double> : -kLog2E * (gap + near));
       near += (*this)[j];
     }
     return gap + near;
@@ -42,39 +50,57 @@ struct Decays {
 
 /// Inside a tile whose queries and keys are the same tokens every pair has a decay of its own, the difference of two
 /// prefix sums. Infinite (and NaN) decays stay out of the sums and act as a bound on the keys instead.
+///
+/// The decay after the newest real token that a query sees is the same for all of its keys, so it cancels in the
+/// softmax; with masked tokens it may be large. A query's decays therefore count from that token, its `base`: one of
+/// the tile if there is any, or else the newest real token before the tile.
 template <typename A>
 struct DiagonalDecay {
-  double prefix[kQueryTile<A>];  ///< sum of the finite alpha over (first, i]
-  double row[kQueryTile<A>];     ///< sum of all alpha over (first, i]
-  A barrier[kQueryTile<A>];      ///< for keys before `bound`: -infinity or NaN
-  int64_t bound[kQueryTile<A>];  ///< keys below this index are behind a non-finite alpha
+  // log2(e) * sum of the finite alpha over (first, i] = whole + fraction, for a key and for a query's base; -infinity
+  // for a masked key.
+  double whole[kQueryTile<A>], wholeOfBase[kQueryTile<A>];
+  A fraction[kQueryTile<A>], fractionOfBase[kQueryTile<A>];
+  double common[kQueryTile<A>];  ///< sum of alpha from the query's base to the query
+  double toBase[kQueryTile<A>];  ///< from the newest real token before the tile to the query's base
+  A bound[kQueryTile<A>];        ///< keys below this index are behind a non-finite alpha
+  A barrier[kQueryTile<A>];      ///< their score: -infinity or NaN
   bool bounded = false;          ///< any bound above 0
 
-  void set(const Decays<A>& alpha, int64_t first, int64_t count) {
-    prefix[0] = row[0] = 0;
-    bound[0] = 0;
-    barrier[0] = 0;
-    for (int64_t i = 1; i < count; i++) {
-      const double x = alpha[first + i];
-      const bool finite = x - x == 0;
-      prefix[i] = prefix[i - 1] + (finite ? x : 0.0);
-      row[i] = row[i - 1] + x;
-      bound[i] = finite ? bound[i - 1] : i;
-      barrier[i] = finite ? barrier[i - 1] : barrier[i - 1] - static_cast<A>(x);
+  /// isReal(i) of token first + i; `gap`: sum of alpha from the newest real token before the tile to `first`.
+  template <typename IsReal>
+  void set(const Decays<A>& alpha, int64_t first, int64_t count, double gap, IsReal isReal) {
+    double prefix = 0;
+    for (int64_t i = 0; i < roundUp(count, kPanel<A>); i++) {
+      const double x = i > 0 && i < count ? alpha[first + i] : 0.0;
+      const bool finite = x - x == 0, real = i < count && isReal(i);
+      prefix += finite ? x : 0.0;
+      split(kLog2E * prefix, whole[i], fraction[i]);
+      bound[i] = finite ? (i > 0 ? bound[i - 1] : A(0)) : static_cast<A>(i);
+      barrier[i] = (i > 0 ? barrier[i - 1] : A(0)) - (finite ? A(0) : static_cast<A>(x));
       bounded = bounded || !finite;
-    }
-    for (int64_t i = count; i < roundUp(count, kPanel<A>); i++) {
-      prefix[i] = row[i] = 0;
-      bound[i] = 0;
-      barrier[i] = 0;
+      common[i] = (i > 0 ? common[i - 1] : gap) + x;
+      toBase[i] = i > 0 ? toBase[i - 1] : 0.0;
+      wholeOfBase[i] = real || i == 0 ? whole[i] : wholeOfBase[i - 1];
+      fractionOfBase[i] = real || i == 0 ? fraction[i] : fractionOfBase[i - 1];
+      if (real || common[i] - common[i] != 0) toBase[i] += common[i];
+      if (real) common[i] = 0;
+      if (!real) whole[i] = -kInfinity<double>;
     }
   }
-  /// -log2(e) times the decay between key and query, both indices into the tile, key <= query.
-  GATEDFWA_INLINE A between(int64_t key, int64_t query) const {
-    if (bounded && key < bound[query]) return barrier[query];
-    return static_cast<A>(kLog2E * (prefix[key] - prefix[query]));
+  /// The whole part of -log2(e) times the decay between a key and a query's base; the rest is fraction[key] -
+  /// fractionOfBase[query].
+  GATEDFWA_INLINE A wholeBetween(int64_t key, int64_t query) const {
+    return static_cast<A>(whole[key] - wholeOfBase[query]);
   }
 };
+
+template <typename E>
+GATEDFWA_INLINE bool isReal(const AttentionProblem& p, int64_t b, int64_t token) {
+  if (!p.mask.data) return true;
+  const int64_t offset = b * p.mask.strides[0] + token * p.mask.strides[1];
+  return p.maskType == ElementType::Bool ? static_cast<const uint8_t*>(p.mask.data)[offset] != 0
+                                         : widen(static_cast<const E*>(p.mask.data)[offset]) != 0;
+}
 
 /// keep[i] = mask of token first + i; null if there is no mask or it keeps all.
 template <typename E>
@@ -82,9 +108,7 @@ const uint8_t* maskOf(const AttentionProblem& p, int64_t b, int64_t first, int64
   if (!p.mask.data) return nullptr;
   bool all = true;
   for (int64_t i = 0; i < count; i++) {
-    const int64_t offset = b * p.mask.strides[0] + (first + i) * p.mask.strides[1];
-    keep[i] = p.maskType == ElementType::Bool ? static_cast<const uint8_t*>(p.mask.data)[offset] != 0
-                                              : widen(static_cast<const E*>(p.mask.data)[offset]) != 0;
+    keep[i] = isReal<E>(p, b, first + i);
     all = all && keep[i];
   }
   return all ? nullptr : keep;

@@ -4,13 +4,12 @@ import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
 import io.github.gatedfwa.layers.SwiGLULayer;
 import java.io.IOException;
-import java.lang.management.ManagementFactory;
 import java.util.List;
 import java.util.Locale;
-import org.bytedeco.javacpp.Pointer;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.LSTM;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
 import org.deeplearning4j.nn.conf.layers.SelfAttentionLayer;
@@ -22,9 +21,9 @@ import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.learning.config.Adam;
 
 /**
- * Memory of networks with the layers: that it does not grow with the number of calls, and the peak
- * of a training step on long sequences beside DL4J's own SelfAttentionLayer (whose memory
- * deeplearning4j issue 8345 is about). Each figure is from a fresh process. Linux only.
+ * Memory of networks with the layers: how it grows with the number of calls, and the peak of a
+ * training step on long sequences beside DL4J's own SelfAttentionLayer (whose memory deeplearning4j
+ * issue 8345 is about). Each figure is from a fresh process. Linux only.
  */
 public final class LayerMemory {
   private static final int HEAP_MEGABYTES = 256;
@@ -38,25 +37,30 @@ public final class LayerMemory {
 
   private LayerMemory() {}
 
-  public static void main(String[] args) throws IOException, InterruptedException {
+  public static void main(String[] args) throws Exception {
     switch (args.length == 0 ? "" : args[0]) {
-      case "fit", "rnnTimeStep" -> growth(args[0]);
+      case "fit", "rnnTimeStep" -> growth(args[0], args[1]);
       case "peak" -> peak(args[1], Integer.parseInt(args[2]));
       default -> {
         System.out.println(
-            "| calls | ND4J arrays, MB | resident, MB | of it heap, code and classes of the JVM"
-                + " | the rest |\n|---|---|---|---|---|");
+            "| calls | resident, MB | of it the JVM's own | the rest |\n|---|---|---|---|");
         // The whole heap is resident from the start, so that what grows is native.
-        List<String> fixedHeap =
+        List<String> options =
             List.of(
                 "-Xms" + HEAP_MEGABYTES + "m",
                 "-Xmx" + HEAP_MEGABYTES + "m",
                 "-XX:+AlwaysPreTouch",
-                "-XX:+UseSerialGC");
-        ResidentMemory.inFreshProcess(LayerMemory.class, fixedHeap, "fit");
-        ResidentMemory.inFreshProcess(LayerMemory.class, fixedHeap, "rnnTimeStep");
+                "-XX:+UseSerialGC",
+                "-XX:NativeMemoryTracking=summary");
+        for (String call : List.of("fit", "rnnTimeStep")) {
+          for (String layer : List.of("GatedFWALayer", "LSTM")) {
+            ResidentMemory.inFreshProcess(LayerMemory.class, options, call, layer);
+          }
+        }
         System.out.println(
-            "\n| layer | tokens | a training step's peak above what was there, MB |\n|---|---|---|");
+            "\n"
+                + "| layer | tokens | a training step's peak above what was there, MB |\n"
+                + "|---|---|---|");
         for (int tokens : new int[] {512, 1024, 2048}) {
           for (String layer : List.of("SelfAttentionLayer", "whole", "window")) {
             ResidentMemory.inFreshProcess(
@@ -92,21 +96,23 @@ public final class LayerMemory {
     return network;
   }
 
-  private static void growth(String call) throws IOException, InterruptedException {
+  private static void growth(String call, String layer) throws Exception {
     MultiLayerNetwork network =
-        network(
-            16,
-            RMSNormLayer.builder().build(),
-            GatedFWALayer.builder()
-                .nOut(16)
-                .nHeads(4)
-                .windowSize(32)
-                .ropeBase(10_000)
-                .qkNorm(true)
-                .keyShift(true)
-                .valueShift(true)
-                .build(),
-            SwiGLULayer.builder().nOut(16).hiddenSize(32).build());
+        layer.equals("LSTM")
+            ? network(16, new LSTM.Builder().nOut(16).build())
+            : network(
+                16,
+                RMSNormLayer.builder().build(),
+                GatedFWALayer.builder()
+                    .nOut(16)
+                    .nHeads(4)
+                    .windowSize(32)
+                    .ropeBase(10_000)
+                    .qkNorm(true)
+                    .keyShift(true)
+                    .valueShift(true)
+                    .build(),
+                SwiGLULayer.builder().nOut(16).hiddenSize(32).build());
     INDArray x = Nd4j.randn(DataType.FLOAT, 2, 16, 48);
     INDArray labels = Nd4j.zeros(DataType.FLOAT, 2, 2, 48);
     labels.tensorAlongDimension(0, 0, 2).assign(1);
@@ -122,16 +128,15 @@ public final class LayerMemory {
           System.gc(); // ND4J gives arrays back when the collector has seen their last reference
           Thread.sleep(300);
         }
+        ResidentMemory.trim();
         double resident = ResidentMemory.megabytes();
-        double jvm =
-            HEAP_MEGABYTES * 1.048576
-                + ManagementFactory.getMemoryMXBean().getNonHeapMemoryUsage().getCommitted() / 1e6;
+        double jvm = ResidentMemory.committedByJvmMegabytes();
         System.out.printf(
             Locale.ROOT,
-            "| %,d × %s | %.2f | %.0f | %.0f | %.0f |%n",
+            "| %,d × %s, %s | %.0f | %.0f | %.0f |%n",
             i,
             call,
-            Pointer.totalBytes() / 1e6,
+            layer,
             resident,
             jvm,
             resident - jvm);

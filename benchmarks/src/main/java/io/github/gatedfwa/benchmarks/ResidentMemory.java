@@ -1,10 +1,15 @@
 package io.github.gatedfwa.benchmarks;
 
 import java.io.IOException;
+import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import javax.management.JMException;
+import javax.management.ObjectName;
 
 /** A process's resident memory, and fresh processes to measure it in. Linux only: reads /proc. */
 final class ResidentMemory {
@@ -21,6 +26,36 @@ final class ResidentMemory {
 
   static void resetPeak() throws IOException {
     Files.writeString(Path.of("/proc/self/clear_refs"), "5");
+  }
+
+  /** What malloc keeps of freed memory goes back to the system. */
+  static void trim() throws JMException {
+    diagnosticCommand("systemTrimNativeHeap");
+  }
+
+  /**
+   * Heap, classes, code, compiler and the rest of the JVM's own; needs
+   * -XX:NativeMemoryTracking=summary.
+   */
+  static double committedByJvmMegabytes() throws JMException {
+    String report = diagnosticCommand("vmNativeMemory", "summary");
+    Matcher total = Pattern.compile("Total: .*committed=([0-9]+)KB").matcher(report);
+    if (!total.find()) {
+      throw new IllegalStateException("no total in the JVM's report: " + report);
+    }
+    return Double.parseDouble(total.group(1)) * 1024 / 1e6;
+  }
+
+  private static String diagnosticCommand(String operation, String... arguments)
+      throws JMException {
+    boolean none = arguments.length == 0;
+    return (String)
+        ManagementFactory.getPlatformMBeanServer()
+            .invoke(
+                new ObjectName("com.sun.management:type=DiagnosticCommand"),
+                operation,
+                none ? null : new Object[] {arguments},
+                none ? null : new String[] {String[].class.getName()});
   }
 
   private static double megabytes(String field) throws IOException {

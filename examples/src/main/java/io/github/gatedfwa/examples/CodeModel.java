@@ -1,5 +1,6 @@
 package io.github.gatedfwa.examples;
 
+import io.github.gatedfwa.layers.AttentionLayer;
 import io.github.gatedfwa.layers.DecoderBlock;
 import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
@@ -49,43 +50,64 @@ final class CodeModel {
       int context,
       long seed,
       WarmupCosineSchedule schedule) {
+    return network(
+        BYTES,
+        width,
+        blocks,
+        GatedFWALayer.builder()
+            .nHeads(heads)
+            .windowSize(window)
+            .ropeBase(10000)
+            .qkNorm(true)
+            .keyShift(true)
+            .valueShift(true)
+            .build(),
+        context,
+        seed,
+        schedule);
+  }
+
+  /**
+   * A model with any attention and vocabulary.
+   *
+   * @param labels number of labels in a training example, over which the loss is a sum
+   */
+  static ComputationGraph network(
+      int vocabulary,
+      int width,
+      int blocks,
+      AttentionLayer attention,
+      int labels,
+      long seed,
+      WarmupCosineSchedule schedule) {
     GraphBuilder graph =
         new NeuralNetConfiguration.Builder()
             .seed(seed)
             .dataType(DataType.FLOAT)
             .updater(Adam.builder().learningRateSchedule(schedule).beta1(0.9).beta2(0.95).build())
-            // The loss is the sum over a window, so this is a norm of 1 for the mean over its
-            // bytes.
+            // The loss is the sum over the labels, so this is a norm of 1 for their mean.
             .gradientNormalization(GradientNormalization.ClipL2PerLayer)
-            .gradientNormalizationThreshold(context)
+            .gradientNormalizationThreshold(labels)
             .graphBuilder()
-            .addInputs("bytes")
-            .setInputTypes(InputType.recurrent(BYTES))
+            .addInputs("tokens")
+            .setInputTypes(InputType.recurrent(vocabulary))
             .addLayer(
                 "embedding",
                 new EmbeddingSequenceLayer.Builder()
-                    .nIn(BYTES)
+                    .nIn(vocabulary)
                     .nOut(width)
                     .outputDataFormat(RNNFormat.NWC)
                     .build(),
-                "bytes");
+                "tokens");
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(width)
+            .attention(attention)
+            .hiddenSize(roundUp(width * 8 / 3, 16))
+            .build();
     String last = "embedding";
     for (int i = 0; i < blocks; i++) {
-      last =
-          DecoderBlock.builder()
-              .nModel(width)
-              .attention(
-                  GatedFWALayer.builder()
-                      .nHeads(heads)
-                      .windowSize(window)
-                      .ropeBase(10000)
-                      .qkNorm(true)
-                      .keyShift(true)
-                      .valueShift(true)
-                      .build())
-              .hiddenSize(roundUp(width * 8 / 3, 16))
-              .build()
-              .addTo(graph, "block" + i, last);
+      last = block.addTo(graph, "block" + i, last);
     }
     ComputationGraph network =
         new ComputationGraph(
@@ -94,7 +116,7 @@ final class CodeModel {
                 .addLayer(
                     "output",
                     new RnnOutputLayer.Builder(new LossSparseMCXENT())
-                        .nOut(BYTES)
+                        .nOut(vocabulary)
                         .activation(Activation.SOFTMAX)
                         .build(),
                     "norm")

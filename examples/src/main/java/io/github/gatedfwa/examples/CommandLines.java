@@ -12,6 +12,15 @@ import picocli.CommandLine;
 final class CommandLines {
   private CommandLines() {}
 
+  /**
+   * @throws IllegalArgumentException if an option is not at least 1
+   */
+  static void requirePositive(String option, int value) {
+    if (value < 1) {
+      throw new IllegalArgumentException(option + " must be at least 1, got " + value);
+    }
+  }
+
   static CommandLine of(Callable<Integer> program) {
     return new CommandLine(program)
         .setOut(new PrintWriter(System.out, true, UTF_8))

@@ -4,7 +4,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 
 import io.github.gatedfwa.layers.GateListener;
 import io.github.gatedfwa.layers.GateListener.Reading;
-import io.github.gatedfwa.layers.runtime.GatedFWA;
+import io.github.gatedfwa.layers.runtime.WindowedAttention;
 import io.github.gatedfwa.zoo.io.WholeFile;
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.awt.Color;
@@ -76,8 +76,8 @@ public final class GateMap implements Callable<Integer> {
     ComputationGraph network = CodeModel.load(model);
     byte[] bytes = Files.readAllBytes(text);
     bytes = Arrays.copyOf(bytes, Math.min(bytes.length, length));
-    Map<String, GatedFWA> layers = GateListener.gatedLayers(network);
-    GatedFWA drawn = layers.get(layer);
+    Map<String, WindowedAttention<?>> layers = GateListener.gatedLayers(network);
+    WindowedAttention<?> drawn = layers.get(layer);
     if (drawn == null) {
       throw new IllegalArgumentException(
           "--layer must be one of " + String.join(", ", layers.keySet()) + ", got " + layer);

@@ -4,6 +4,7 @@ import io.github.gatedfwa.layers.DecoderBlock;
 import io.github.gatedfwa.layers.GateListener;
 import io.github.gatedfwa.layers.GateListener.Reading;
 import io.github.gatedfwa.layers.GatedFWALayer;
+import io.github.gatedfwa.layers.NativeSparseAttentionLayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
 import java.io.IOException;
 import java.io.ObjectInputStream;
@@ -33,9 +34,29 @@ import org.nd4j.linalg.learning.config.Adam;
 import org.nd4j.linalg.learning.config.Sgd;
 import org.nd4j.linalg.lossfunctions.impl.LossMCXENT;
 
-/** The code that docs/layers.md shows. A test compares the two, and others run it. */
+/**
+ * The code that docs/layers.md shows, and the layer of docs/nsa.md. A test compares the two, and
+ * others run it.
+ */
 final class LayerGuide {
   private LayerGuide() {}
+
+  static DecoderBlock sparseBlock() {
+    // nsa.md: layer
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(256)
+            .attention(
+                NativeSparseAttentionLayer.builder()
+                    .nHeads(8)
+                    .nKvHeads(2)
+                    .ropeBase(10000)
+                    .qkNorm(true)
+                    .build()) // l = 32, d = 16, l′ = 64, topN = 16, w = 512
+            .build();
+    // nsa.md: end
+    return block;
+  }
 
   static ComputationGraph graph() {
     // layers.md: graph

@@ -6,23 +6,17 @@ import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.time.Duration;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
-import me.tongfei.progressbar.ConsoleProgressBarConsumer;
-import me.tongfei.progressbar.DelegatingProgressBarConsumer;
 import me.tongfei.progressbar.ProgressBar;
-import me.tongfei.progressbar.ProgressBarBuilder;
-import me.tongfei.progressbar.ProgressBarStyle;
 import org.deeplearning4j.datasets.datavec.RecordReaderMultiDataSetIterator;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.nd4j.linalg.dataset.api.MultiDataSet;
 import org.nd4j.linalg.dataset.api.iterator.MultiDataSetIterator;
 import picocli.CommandLine.Command;
-import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
@@ -50,9 +44,6 @@ public final class TrainCodeModel implements Callable<Integer> {
 
   /** Steps between two reports to the training UI. */
   private static final int UI_FREQUENCY = 10;
-
-  /** Characters of the progress line: fits any terminal. */
-  private static final int LINE = 79;
 
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
   Path sources = Path.of("examples", "target", "sources");
@@ -120,10 +111,10 @@ public final class TrainCodeModel implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
-    requirePositive("--steps", steps);
-    requirePositive("--batch", batch);
-    requirePositive("--context", context);
-    requirePositive("--save-every", saveEvery);
+    CommandLines.requirePositive("--steps", steps);
+    CommandLines.requirePositive("--batch", batch);
+    CommandLines.requirePositive("--context", context);
+    CommandLines.requirePositive("--save-every", saveEvery);
     PrintWriter out = spec.commandLine().getOut();
     SourceFiles files = SourceFiles.under(sources);
     out.printf(
@@ -165,12 +156,6 @@ public final class TrainCodeModel implements Callable<Integer> {
     return 0;
   }
 
-  private static void requirePositive(String option, int value) {
-    if (value < 1) {
-      throw new IllegalArgumentException(option + " must be at least 1, got " + value);
-    }
-  }
-
   private static int step(ComputationGraph network) {
     return network.getIterationCount();
   }
@@ -189,7 +174,7 @@ public final class TrainCodeModel implements Callable<Integer> {
         out.printf("Training UI: %s%n", ui.address());
         network.addListeners(ui.listener(UI_FREQUENCY));
       }
-      try (ProgressBar bar = progressBar(step(network))) {
+      try (ProgressBar bar = Progress.bar("Training", step(network), steps)) {
         fit(network, curve, trainingData(files.training(), step(network)), bar, interruption);
       }
       save(network, curve);
@@ -251,24 +236,6 @@ public final class TrainCodeModel implements Callable<Integer> {
   private void save(ComputationGraph network, LossCurve curve) throws IOException {
     curve.save(beside(".csv"));
     CodeModel.save(network, model);
-  }
-
-  private ProgressBar progressBar(int from) {
-    ProgressBarBuilder bar =
-        new ProgressBarBuilder()
-            .setTaskName("Training")
-            .setInitialMax(steps)
-            .startsFrom(from, Duration.ZERO)
-            .setStyle(ProgressBarStyle.ASCII);
-    if (Ansi.AUTO.enabled()) {
-      // The default consumer asks JLine for the terminal, which takes SIGINT away from the JVM.
-      bar.setConsumer(new ConsoleProgressBarConsumer(System.err, LINE));
-    } else {
-      // No terminal that could redraw a line: one line now and then.
-      bar.setConsumer(new DelegatingProgressBarConsumer(System.err::println, LINE))
-          .setUpdateIntervalMillis(15_000);
-    }
-    return bar.build();
   }
 
   /** Random windows, from where a run of this many steps would have come to. */

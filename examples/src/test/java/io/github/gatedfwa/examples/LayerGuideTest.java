@@ -5,6 +5,11 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.github.gatedfwa.layers.GateListener.Reading;
 import java.nio.file.Path;
 import java.util.List;
+import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
+import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
 import org.junit.jupiter.api.Test;
@@ -15,7 +20,7 @@ import org.nd4j.linalg.dataset.DataSet;
 import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.indexing.NDArrayIndex;
 
-/** The code of docs/layers.md does what the page says. */
+/** The code of docs/layers.md and docs/nsa.md does what the pages say. */
 class LayerGuideTest {
   private static INDArray input(int minibatch, int time) {
     return Nd4j.randn(DataType.FLOAT, minibatch, 16, time);
@@ -33,6 +38,27 @@ class LayerGuideTest {
         .hasSize(10)
         .allSatisfy(
             snippet -> assertThat(Path.of("..", "docs", "layers.md")).content().contains(snippet));
+  }
+
+  @Test
+  void thePageOnSparseAttentionShowsItsLayer() throws Exception {
+    assertThat(Snippets.of(LayerGuide.class, "nsa.md"))
+        .hasSize(1)
+        .allSatisfy(
+            snippet -> assertThat(Path.of("..", "docs", "nsa.md")).content().contains(snippet));
+    GraphBuilder graph =
+        new NeuralNetConfiguration.Builder()
+            .graphBuilder()
+            .addInputs("in")
+            .setInputTypes(InputType.recurrent(256, RNNFormat.NWC));
+    String last = LayerGuide.sparseBlock().addTo(graph, "block", "in");
+    graph.addLayer("out", new RnnOutputLayer.Builder().nOut(3).build(), last).setOutputs("out");
+    ComputationGraph network = new ComputationGraph(graph.build());
+    network.init();
+    assertThat(network.outputSingle(Nd4j.randn(DataType.FLOAT, 1, 100, 256)).shape())
+        .containsExactly(1, 100, 3);
+    assertThat(network.getLayer("block-attention").conf().getLayer().toString())
+        .contains("blockLength=32", "stride=16", "selectionBlock=64", "topN=16", "windowSize=512");
   }
 
   @Test

@@ -1,6 +1,6 @@
 package io.github.gatedfwa.layers;
 
-import io.github.gatedfwa.layers.runtime.GatedFWA;
+import io.github.gatedfwa.layers.runtime.WindowedAttention;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -15,7 +15,7 @@ import org.deeplearning4j.optimize.api.BaseTrainingListener;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
 /**
- * Tells during training how far each head of each gated {@link GatedFWALayer} looks back:
+ * Tells during training how far each head of each gated {@link WindowedAttentionLayer} looks back:
  *
  * <pre>
  *   network.addListeners(new GateListener(100, System.out::println));
@@ -96,8 +96,8 @@ public final class GateListener extends BaseTrainingListener {
    * @param model a MultiLayerNetwork or ComputationGraph
    * @return run-time layers by name
    */
-  public static Map<String, GatedFWA> gatedLayers(Model model) {
-    Map<String, GatedFWA> gated = new LinkedHashMap<>();
+  public static Map<String, WindowedAttention<?>> gatedLayers(Model model) {
+    Map<String, WindowedAttention<?>> gated = new LinkedHashMap<>();
     Layer[] layers =
         model instanceof ComputationGraph graph
             ? graph.getLayers()
@@ -107,14 +107,15 @@ public final class GateListener extends BaseTrainingListener {
       while (inner instanceof BaseWrapperLayer wrapper) {
         inner = wrapper.getUnderlying();
       }
-      if (inner instanceof GatedFWA attention && attention.layerConf().isGated()) {
+      if (inner instanceof WindowedAttention<?> attention && attention.layerConf().isGated()) {
         gated.put(attention.layerConf().getLayerName(), attention);
       }
     }
     return gated;
   }
 
-  private static void read(int iteration, String name, GatedFWA layer, List<Reading> readings) {
+  private static void read(
+      int iteration, String name, WindowedAttention<?> layer, List<Reading> readings) {
     INDArray alpha = layer.decays();
     int minibatch = (int) alpha.size(0);
     int time = (int) alpha.size(1);

@@ -35,6 +35,7 @@ class EvaluationTest {
     return new Layer[] {
       RMSNormLayer.builder().build(),
       Options.EVERYTHING.builder().build(),
+      Options.NSA_EVERYTHING.builder().build(),
       SwiGLULayer.builder().nOut(4).hiddenSize(6).build(),
       Nets.output(CLASSES)
     };
@@ -131,11 +132,11 @@ class EvaluationTest {
       report = ((MultiLayerNetwork) net).getLayerWiseConfigurations().getMemoryReport(input);
     }
     assertThat(summary)
-        .contains("RMSNorm", "GatedFWA", "SwiGLU")
+        .contains("RMSNorm", "GatedFWA", "NativeSparseAttention", "SwiGLU")
         .contains(String.format("%,d", net.numParams()));
     assertThat(
             report.getTotalMemoryBytes(2, MemoryUseMode.TRAINING, CacheMode.NONE, DataType.FLOAT))
         .isGreaterThan(2L * net.numParams() * Float.BYTES);
-    assertThat(report.toString()).contains("GatedFWALayer");
+    assertThat(report.toString()).contains("GatedFWALayer", "NativeSparseAttentionLayer");
   }
 }

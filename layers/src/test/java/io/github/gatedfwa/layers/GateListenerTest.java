@@ -5,7 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.layers.GateListener.Reading;
-import io.github.gatedfwa.layers.runtime.GatedFWA;
+import io.github.gatedfwa.layers.runtime.WindowedAttention;
 import java.util.ArrayList;
 import java.util.List;
 import org.deeplearning4j.nn.api.Model;
@@ -99,7 +99,8 @@ class GateListenerTest {
   }
 
   @ParameterizedTest
-  @EnumSource(names = {"GATED", "FIXED_AMPLITUDE", "EVERYTHING", "EVERYTHING_NWC"})
+  @EnumSource(
+      names = {"GATED", "FIXED_AMPLITUDE", "EVERYTHING", "EVERYTHING_NWC", "NSA_EVERYTHING"})
   void decaysAreThoseThatTheAttentionUses(Options options) {
     ComputationGraph net =
         Nets.shaken(
@@ -108,13 +109,14 @@ class GateListenerTest {
                 N_IN,
                 options.format(),
                 RMSNormLayer.builder().build(),
-                options.builder().windowSize(1000).build(),
+                ((WindowedAttentionLayer.Builder<?>) options.builder()).windowSize(1000).build(),
                 Nets.output(2)));
     INDArray x = Nets.toFormat(data(DataType.DOUBLE).getFeatures(), options.format());
     net.rnnTimeStep(x);
-    INDArray kept = net.rnnGetPreviousState("layer1").get("alpha");
+    String cache = options == Options.NSA_EVERYTHING ? "window." : "";
+    INDArray kept = net.rnnGetPreviousState("layer1").get(cache + "alpha");
     net.feedForward(new INDArray[] {x}, false, false);
-    GatedFWA layer = GateListener.gatedLayers(net).get("layer1");
+    WindowedAttention<?> layer = GateListener.gatedLayers(net).get("layer1");
     assertThat(Nets.distance(layer.decays(), kept)).isZero();
     net.feedForward(new INDArray[] {x}, true, false);
     assertThat(Nets.distance(layer.decays(), kept)).isZero();

@@ -64,8 +64,8 @@ class GatedFWALayerOnGpuTest {
               type,
               SIZE,
               RNNFormat.NCW,
-              Options.EVERYTHING.builder().nOut(SIZE).headSize(32).windowSize(64).build(),
-              Options.GATED.builder().nOut(SIZE).windowSize(100).build(),
+              Options.everything().nOut(SIZE).headSize(32).windowSize(64).build(),
+              Options.window().nOut(SIZE).windowSize(100).build(),
               Nets.output(3)));
     }
   }

@@ -50,7 +50,8 @@ class ListenersTest {
   private static Layer[] layers() {
     return new Layer[] {
       RMSNormLayer.builder().build(),
-      Options.EVERYTHING.builder().windowSize(8).build(),
+      Options.everything().windowSize(8).build(),
+      Options.nsaEverything().build(),
       SwiGLULayer.builder().nOut(4).hiddenSize(6).build(),
       Nets.output(2)
     };

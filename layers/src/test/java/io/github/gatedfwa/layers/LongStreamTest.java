@@ -23,7 +23,7 @@ class LongStreamTest {
             DataType.FLOAT,
             N_IN,
             RNNFormat.NWC,
-            Options.EVERYTHING_NWC.builder().windowSize(16).build()));
+            Options.everything().dataFormat(RNNFormat.NWC).windowSize(16).build()));
   }
 
   private static INDArray tokens() {

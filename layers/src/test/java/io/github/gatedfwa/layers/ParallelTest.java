@@ -39,7 +39,8 @@ class ParallelTest {
   private static Layer[] layers() {
     return new Layer[] {
       RMSNormLayer.builder().build(),
-      Options.EVERYTHING.builder().windowSize(8).build(),
+      Options.everything().windowSize(8).build(),
+      Options.NSA_SHARING_TWO.builder().build(),
       SwiGLULayer.builder().nOut(4).hiddenSize(6).build(),
       Nets.output(2)
     };

@@ -60,6 +60,53 @@ class SerializationTest {
             .l2(0.1)
             .build(),
         GatedFWALayer.builder().nOut(6).nHeads(2).gated(false).build(),
+        TokenCompressionLayer.builder()
+            .nOut(6)
+            .nHeads(4)
+            .nKvHeads(2)
+            .headSize(8)
+            .ropeBase(1234.5)
+            .qkNorm(true)
+            .hasBias(true)
+            .dataFormat(RNNFormat.NWC)
+            .blockLength(6)
+            .stride(3)
+            .compression(Compression.MLP)
+            .compressionHiddenSize(5)
+            .constrainInputWeights(new MaxNormConstraint(3, 1))
+            .build(),
+        TokenSelectionLayer.builder()
+            .nOut(6)
+            .nHeads(2)
+            .headSize(8)
+            .dataFormat(RNNFormat.NWC)
+            .blockLength(6)
+            .stride(3)
+            .selectionBlock(12)
+            .topN(7)
+            .build(),
+        NativeSparseAttentionLayer.builder()
+            .nOut(6)
+            .nHeads(4)
+            .nKvHeads(2)
+            .headSize(8)
+            .windowSize(5)
+            .learnableAmplitude(false)
+            .gateBiasInit(0.25)
+            .ropeBase(1234.5)
+            .qkNorm(true)
+            .keyShift(true)
+            .valueShift(true)
+            .hasBias(true)
+            .dataFormat(RNNFormat.NWC)
+            .blockLength(6)
+            .stride(3)
+            .compression(Compression.MLP)
+            .compressionHiddenSize(5)
+            .selectionBlock(12)
+            .topN(7)
+            .sharing(KeyValueSharing.ALL)
+            .build(),
         RMSNormLayer.builder().eps(0.5).gainInit(2).dataFormat(RNNFormat.NWC).build(),
         SwiGLULayer.builder()
             .nOut(3)
@@ -118,6 +165,22 @@ class SerializationTest {
         .contains("\"rnnDataFormat\" : \"NWC\"");
   }
 
+  @Test
+  void jsonNamesOfNsaAreStable() {
+    Layer nsa =
+        layers().filter(NativeSparseAttentionLayer.class::isInstance).findFirst().orElseThrow();
+    assertThat(around(nsa).toJson())
+        .contains("\"@class\" : \"io.github.gatedfwa.layers.NativeSparseAttentionLayer\"")
+        .contains("\"windowSize\" : 5")
+        .contains("\"blockLength\" : 6")
+        .contains("\"stride\" : 3")
+        .contains("\"compression\" : \"MLP\"")
+        .contains("\"compressionHiddenSize\" : 5")
+        .contains("\"selectionBlock\" : 12")
+        .contains("\"topN\" : 7")
+        .contains("\"sharing\" : \"ALL\"");
+  }
+
   @ParameterizedTest
   @MethodSource("layers")
   void clonesAreEqualAndIndependent(Layer layer) {
@@ -154,6 +217,24 @@ class SerializationTest {
       assertThat(changed).as("change %d", i).isNotEqualTo(layer);
       assertThat(changed.hashCode()).as("change %d", i).isNotEqualTo(layer.hashCode());
     }
+    List<Consumer<NativeSparseAttentionLayer>> nsaChanges =
+        List.of(
+            c -> c.setWindowSize(9),
+            c -> c.setBlockLength(3),
+            c -> c.setStride(2),
+            c -> c.setCompression(Compression.MEAN),
+            c -> c.setCompressionHiddenSize(4),
+            c -> c.setSelectionBlock(6),
+            c -> c.setTopN(6),
+            c -> c.setSharing(KeyValueSharing.NONE));
+    for (int i = 0; i < nsaChanges.size(); i++) {
+      NativeSparseAttentionLayer layer =
+          (NativeSparseAttentionLayer)
+              layers().filter(NativeSparseAttentionLayer.class::isInstance).findFirst().get();
+      NativeSparseAttentionLayer changed = layer.clone();
+      nsaChanges.get(i).accept(changed);
+      assertThat(changed).as("change %d of NSA", i).isNotEqualTo(layer);
+    }
     SwiGLULayer feedForward = SwiGLULayer.builder().nOut(3).hiddenSize(7).build();
     assertThat(feedForward)
         .isNotEqualTo(SwiGLULayer.builder().nOut(3).hiddenSize(8).build())
@@ -171,6 +252,7 @@ class SerializationTest {
             RNNFormat.NCW,
             RMSNormLayer.builder().build(),
             Options.EVERYTHING.builder().build(),
+            Options.NSA_EVERYTHING.builder().build(),
             SwiGLULayer.builder().nOut(4).hiddenSize(6).build(),
             Nets.output(2));
     net.fit(data());

@@ -9,6 +9,7 @@ import java.io.ObjectInputStream;
 import java.io.ObjectOutputStream;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.deeplearning4j.nn.api.Model;
@@ -21,6 +22,7 @@ import org.deeplearning4j.util.ModelSerializer;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
@@ -113,7 +115,16 @@ class StreamingTest {
   }
 
   @ParameterizedTest
-  @EnumSource(names = {"GATED", "WINDOW_ONE", "EVERYTHING"})
+  @EnumSource(
+      names = {
+        "GATED",
+        "WINDOW_ONE",
+        "EVERYTHING",
+        "COMPRESSION_EVERYTHING",
+        "COMPRESSION_OF_SINGLE_TOKENS",
+        "SELECTION_EVERYTHING",
+        "NSA_EVERYTHING"
+      })
   void stateCanBeTakenAndPutBack(Options options) {
     MultiLayerNetwork net = net(options, DataType.DOUBLE);
     INDArray x = Nets.random(DataType.DOUBLE, 24, 2, N_IN, 12);
@@ -221,8 +232,24 @@ class StreamingTest {
   }
 
   @Test
-  void clearStartsAnew() {
-    MultiLayerNetwork net = net(Options.EVERYTHING, DataType.DOUBLE);
+  void stateOfBlocksGrowsWithTheTokens() {
+    MultiLayerNetwork net = net(Options.NSA_EVERYTHING, DataType.FLOAT);
+    net.rnnTimeStep(Nets.random(DataType.FLOAT, 25, 3, N_IN, 100));
+    net.rnnTimeStep(Nets.random(DataType.FLOAT, 26, 3, N_IN, 1));
+    Map<String, INDArray> state = net.rnnGetPreviousState(1);
+    assertThat(state.get("window.keys").shape()).containsExactly(3, 2, 2, 2);
+    assertThat(state.get("window.position").getLong(0)).isEqualTo(101);
+    assertThat(state.get("selection.keys").shape()).containsExactly(3, 101, 2, 2);
+    assertThat(state.get("selection.values").shape()).containsExactly(3, 101, 2, 2);
+    assertThat(state.get("tail.keys").shape()).containsExactly(3, 3, 2, 2);
+    assertThat(state.get("compressed.keys").shape()).containsExactly(3, 49, 2, 2);
+    assertThat(state.get("compressed.position").getLong(0)).isEqualTo(49);
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"EVERYTHING", "SELECTION", "NSA_EVERYTHING"})
+  void clearStartsAnew(Options options) {
+    MultiLayerNetwork net = net(options, DataType.DOUBLE);
     INDArray x = Nets.random(DataType.DOUBLE, 27, 2, N_IN, 4);
     INDArray first = net.rnnTimeStep(x);
     assertThat(Nets.distance(net.rnnTimeStep(x), first)).isGreaterThan(1e-6);
@@ -231,16 +258,20 @@ class StreamingTest {
     assertThat(Nets.distance(net.rnnTimeStep(x), first)).isZero();
   }
 
-  @Test
-  void masksWorkInChunks() {
+  @ParameterizedTest
+  @EnumSource(
+      names = {"EVERYTHING", "COMPRESSION_EVERYTHING", "SELECTION", "NSA", "NSA_EVERYTHING"})
+  void masksWorkInChunks(Options options) {
     MultiLayerNetwork net =
-        Nets.shaken(
-            Nets.net(DataType.DOUBLE, N_IN, RNNFormat.NCW, Options.EVERYTHING.builder().build()));
-    INDArray x = Nets.random(DataType.DOUBLE, 28, 2, N_IN, 7);
+        Nets.shaken(Nets.net(DataType.DOUBLE, N_IN, RNNFormat.NCW, options.builder().build()));
+    INDArray x = Nets.random(DataType.DOUBLE, 28, 2, N_IN, 14);
     INDArray mask =
-        Nd4j.createFromArray(new double[][] {{0, 1, 1, 1, 1, 0, 1}, {1, 1, 1, 0, 1, 1, 1}});
+        Nd4j.createFromArray(
+            new double[][] {
+              {0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1}
+            });
     INDArray expected = net.output(x, false, mask, null);
-    int[] borders = {0, 2, 4, 5, 6, 7};
+    int[] borders = {0, 2, 4, 5, 6, 7, 12, 13, 14};
     for (int i = 0; i + 1 < borders.length; i++) {
       net.setLayerMaskArrays(
           mask.get(NDArrayIndex.all(), NDArrayIndex.interval(borders[i], borders[i + 1])), null);
@@ -360,15 +391,46 @@ class StreamingTest {
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("\"keys\" is [1, 2, 7, 2]")
         .hasMessageContaining("[1, 2, 2, 2]");
+    MultiLayerNetwork nsa = net(Options.NSA, DataType.FLOAT);
+    nsa.rnnTimeStep(Nets.random(DataType.FLOAT, 25, 3, N_IN, 10));
+    Map<String, INDArray> state = nsa.rnnGetPreviousState(1);
+    assertStateIsRefused(nsa, state, "tail.position", null, "\"tail.position\" is missing");
+    assertStateIsRefused(
+        nsa,
+        state,
+        "compressed.position",
+        Nd4j.scalar(3L),
+        "\"compressed.position\" is 3; expected 9 after 10 tokens");
+    assertStateIsRefused(
+        nsa, state, "selection.keys", null, "\"selection.keys\" has 0 entries; expected 10");
+    assertStateIsRefused(
+        nsa,
+        state,
+        "tail.keys",
+        Nd4j.zeros(DataType.FLOAT, 3, 2, 2, 2),
+        "\"tail.values\" is [3, 1, 2, 2]; expected an array of shape [3, 2, 2, 2]");
+  }
+
+  private static void assertStateIsRefused(
+      MultiLayerNetwork net, Map<String, INDArray> state, String key, INDArray value, String why) {
+    Map<String, INDArray> changed = new HashMap<>(state);
+    changed.remove(key);
+    if (value != null) {
+      changed.put(key, value);
+    }
+    assertThatThrownBy(() -> net.rnnSetPreviousState(1, changed))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("NativeSparseAttentionLayer \"layer1\"")
+        .hasMessageContaining(why);
   }
 
   @ParameterizedTest
-  @EnumSource(RNNFormat.class)
-  void decoderBlocksStreamInAGraph(RNNFormat format) {
+  @CsvSource({"EVERYTHING,NCW", "EVERYTHING,NWC", "NSA_EVERYTHING,NCW", "NSA_EVERYTHING,NWC"})
+  void decoderBlocksStreamInAGraph(Options options, RNNFormat format) {
     DecoderBlock block =
         DecoderBlock.builder()
             .nModel(8)
-            .attention(Options.EVERYTHING.builder().nOut(8).headSize(4).build())
+            .attention(options.builder().nOut(8).headSize(4).build())
             .build();
     var graph = Nets.config(DataType.DOUBLE).graphBuilder().addInputs("in");
     String last = block.addTo(graph, "second", block.addTo(graph, "first", "in"));

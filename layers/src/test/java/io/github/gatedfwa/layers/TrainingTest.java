@@ -21,6 +21,7 @@ import org.deeplearning4j.nn.transferlearning.TransferLearning;
 import org.deeplearning4j.nn.weights.WeightInit;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.nd4j.evaluation.classification.Evaluation;
 import org.nd4j.linalg.activations.Activation;
@@ -38,9 +39,13 @@ class TrainingTest {
   private static final int N_IN = 4;
 
   private static Layer[] layers() {
+    return layers(Options.everything().windowSize(8).build());
+  }
+
+  private static Layer[] layers(Layer attention) {
     return new Layer[] {
       RMSNormLayer.builder().build(),
-      Options.EVERYTHING.builder().windowSize(8).build(),
+      attention,
       SwiGLULayer.builder().nOut(4).hiddenSize(8).hasBias(true).build(),
       Nets.output(2)
     };
@@ -48,6 +53,14 @@ class TrainingTest {
 
   private static MultiLayerNetwork net(DataType type) {
     return Nets.net(Nets.config(type).updater(new Adam(0.02)), N_IN, RNNFormat.NCW, layers());
+  }
+
+  private static MultiLayerNetwork net(DataType type, RNNFormat format, Options options) {
+    return Nets.net(
+        Nets.config(type).updater(new Adam(0.02)),
+        N_IN,
+        format,
+        layers(options.builder().dataFormat(format).build()));
   }
 
   /** The class of a token is the sign of the sum of a feature over it and the three before it. */
@@ -86,11 +99,15 @@ class TrainingTest {
   }
 
   @ParameterizedTest
-  @EnumSource(
-      value = DataType.class,
-      names = {"HALF", "FLOAT", "DOUBLE"})
-  void trainsInEveryNetworkType(DataType type) {
-    Layer[] layers = layers();
+  @CsvSource({
+    "EVERYTHING,HALF",
+    "EVERYTHING,FLOAT",
+    "EVERYTHING,DOUBLE",
+    "NSA_EVERYTHING,HALF",
+    "NSA_EVERYTHING,FLOAT"
+  })
+  void trainsInEveryNetworkType(Options options, DataType type) {
+    Layer[] layers = layers(options.builder().build());
     // The loss's own guard of log(0), 1e-10, is 0 in HALF.
     layers[3] =
         new RnnOutputLayer.Builder(new LossMCXENT(1e-3, null))
@@ -113,9 +130,10 @@ class TrainingTest {
     assertThat(net.score(data)).isLessThan(before * 0.9);
   }
 
-  @Test
-  void workspacesDoNotChangeTheResult() {
-    MultiLayerNetwork with = net(DataType.FLOAT);
+  @ParameterizedTest
+  @EnumSource(names = {"EVERYTHING", "COMPRESSION_MLP", "SELECTION", "NSA_EVERYTHING"})
+  void workspacesDoNotChangeTheResult(Options options) {
+    MultiLayerNetwork with = net(DataType.FLOAT, RNNFormat.NCW, options);
     MultiLayerNetwork without = with.clone();
     without.getLayerWiseConfigurations().setTrainingWorkspaceMode(WorkspaceMode.NONE);
     without.getLayerWiseConfigurations().setInferenceWorkspaceMode(WorkspaceMode.NONE);
@@ -128,15 +146,14 @@ class TrainingTest {
     }
   }
 
-  @Test
-  void formatsLearnTheSame() {
-    MultiLayerNetwork ncw = net(DataType.DOUBLE);
-    MultiLayerNetwork nwc =
-        Nets.net(
-            Nets.config(DataType.DOUBLE).updater(new Adam(0.02)), N_IN, RNNFormat.NWC, layers());
+  @ParameterizedTest
+  @EnumSource(names = {"EVERYTHING", "COMPRESSION_MLP", "SELECTION", "NSA_EVERYTHING"})
+  void formatsLearnTheSame(Options options) {
+    MultiLayerNetwork ncw = net(DataType.DOUBLE, RNNFormat.NCW, options);
+    MultiLayerNetwork nwc = net(DataType.DOUBLE, RNNFormat.NWC, options);
     nwc.setParams(ncw.params());
     for (int i = 0; i < 3; i++) {
-      DataSet data = sums(DataType.DOUBLE, i, 3, 7);
+      DataSet data = sums(DataType.DOUBLE, i, 3, 11);
       ncw.fit(data);
       nwc.fit(
           Nets.toFormat(data.getFeatures(), RNNFormat.NWC),
@@ -161,13 +178,12 @@ class TrainingTest {
     assertThat(Nets.distance(net.params(), padded.params())).isLessThan(1e-10);
   }
 
-  @Test
-  void decoderBlocksTrainInAGraph() {
+  @ParameterizedTest
+  @EnumSource(
+      names = {"EVERYTHING", "COMPRESSION_EVERYTHING", "SELECTION_EVERYTHING", "NSA_EVERYTHING"})
+  void decoderBlocksTrainInAGraph(Options options) {
     DecoderBlock block =
-        DecoderBlock.builder()
-            .nModel(8)
-            .attention(Options.EVERYTHING.builder().nOut(8).build())
-            .build();
+        DecoderBlock.builder().nModel(8).attention(options.builder().nOut(8).build()).build();
     var graph = Nets.config(DataType.FLOAT).updater(new Adam(0.01)).graphBuilder().addInputs("in");
     String last = block.addTo(graph, "second", block.addTo(graph, "first", "in"));
     graph.addLayer("out", Nets.output(2), last).setOutputs("out");
@@ -183,7 +199,9 @@ class TrainingTest {
       net.fit(data);
     }
     assertThat(net.score(data)).isLessThan(before / 2);
-    assertThat(net.summary()).contains("first-attention").contains("GatedFWA");
+    assertThat(net.summary())
+        .contains("first-attention")
+        .contains(net.getLayer("first-attention").getClass().getSimpleName());
   }
 
   @Test
@@ -311,13 +329,16 @@ class TrainingTest {
     assertThat(wider.params().isNaN().any()).isFalse();
   }
 
-  @Test
-  void frozenLayersPassGradientsOn() {
-    Layer[] layers = layers();
+  @ParameterizedTest
+  @EnumSource(names = {"EVERYTHING", "NSA_EVERYTHING"})
+  void frozenLayersPassGradientsOn(Options options) {
+    Layer attention = options.builder().build();
+    Layer[] layers = layers(attention.clone());
     layers[1] = new FrozenLayerWithBackprop(layers[1]);
     layers[2] = new FrozenLayerWithBackprop(layers[2]);
     MultiLayerNetwork frozen = Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers);
-    MultiLayerNetwork free = Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers());
+    MultiLayerNetwork free =
+        Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers(attention));
     free.setParams(frozen.params());
     INDArray before = frozen.params().dup();
     DataSet data = sums(DataType.DOUBLE, 72, 3, 7);
@@ -334,15 +355,16 @@ class TrainingTest {
         .isZero();
   }
 
-  @Test
-  void noiselessNoiseChangesNothing() {
-    MultiLayerNetwork plain = net(DataType.DOUBLE);
+  @ParameterizedTest
+  @EnumSource(names = {"EVERYTHING", "NSA_EVERYTHING"})
+  void noiselessNoiseChangesNothing(Options options) {
+    MultiLayerNetwork plain = net(DataType.DOUBLE, RNNFormat.NCW, options);
     MultiLayerNetwork noisy =
         Nets.net(
             Nets.config(DataType.DOUBLE).updater(new Adam(0.02)).weightNoise(new DropConnect(1)),
             N_IN,
             RNNFormat.NCW,
-            layers());
+            layers(options.builder().build()));
     noisy.setParams(plain.params());
     for (int i = 0; i < 3; i++) {
       plain.fit(sums(DataType.DOUBLE, i, 3, 6));

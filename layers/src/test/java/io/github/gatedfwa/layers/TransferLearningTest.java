@@ -40,7 +40,7 @@ class TransferLearningTest {
   private static Layer[] layers() {
     return new Layer[] {
       RMSNormLayer.builder().build(),
-      Options.EVERYTHING.builder().windowSize(8).build(),
+      Options.everything().windowSize(8).build(),
       SwiGLULayer.builder().nOut(4).hiddenSize(8).hasBias(true).build(),
       Nets.output(2)
     };
@@ -61,14 +61,9 @@ class TransferLearningTest {
   }
 
   private static ComputationGraph trainedGraph() {
-    DecoderBlock block =
-        DecoderBlock.builder()
-            .nModel(N_IN)
-            .attention(Options.EVERYTHING.builder().build())
-            .hiddenSize(6)
-            .build();
     var graph = Nets.config(DataType.FLOAT).updater(new Adam(0.02)).graphBuilder().addInputs("in");
-    String last = block.addTo(graph, "second", block.addTo(graph, "first", "in"));
+    String first = block(Options.EVERYTHING).addTo(graph, "first", "in");
+    String last = block(Options.NSA_EVERYTHING).addTo(graph, "second", first);
     graph
         .addLayer("norm", RMSNormLayer.builder().build(), last)
         .addLayer("out", Nets.output(2), "norm")
@@ -78,6 +73,14 @@ class TransferLearningTest {
     net.init();
     net.fit(data(2));
     return net;
+  }
+
+  private static DecoderBlock block(Options options) {
+    return DecoderBlock.builder()
+        .nModel(N_IN)
+        .attention(options.builder().build())
+        .hiddenSize(6)
+        .build();
   }
 
   /** Names of the parameters that training changes; they must keep their names and shapes. */
@@ -148,21 +151,24 @@ class TransferLearningTest {
     assertThat(changedByFitting(tuned, data(5))).isEqualTo(names(tuned, "(second|norm|out).*"));
   }
 
-  @Test
-  void widthsCanBeReplaced() {
+  @ParameterizedTest
+  @EnumSource(names = {"EVERYTHING", "NSA_EVERYTHING"})
+  void widthsCanBeReplaced(Options options) {
     ComputationGraph wider =
-        new TransferLearning.GraphBuilder(chain())
+        new TransferLearning.GraphBuilder(chain(options))
             .nOutReplace("attention", 6, WeightInit.XAVIER)
             .build();
-    GatedFWALayer attention = (GatedFWALayer) wider.getLayer("attention").conf().getLayer();
+    AttentionLayer attention = (AttentionLayer) wider.getLayer("attention").conf().getLayer();
     assertThat(attention.getNOut()).isEqualTo(6);
-    assertThat(attention.getHeadSize()).isEqualTo(4);
-    assertThat(wider.getParam("attention_Wo").shape()).containsExactly(16, 6);
+    AttentionLayer before = (AttentionLayer) options.builder().build();
+    assertThat(attention.getHeadSize()).isEqualTo(before.getHeadSize());
+    assertThat(wider.getParam("attention_Wo").shape())
+        .containsExactly((long) before.getNHeads() * before.getHeadSize(), 6);
     assertThat(wider.getParam("ffn_W1").shape()).containsExactly(6, 8);
     Nets.fit(wider, data(2));
     assertThat(wider.params().isNaN().any()).isFalse();
 
-    ComputationGraph net = chain();
+    ComputationGraph net = chain(options);
     ComputationGraph widerInside =
         new TransferLearning.GraphBuilder(net).nOutReplace("ffn", 7, WeightInit.XAVIER).build();
     assertThat(widerInside.getParam("ffn_W2").shape()).containsExactly(8, 7);
@@ -172,13 +178,13 @@ class TransferLearningTest {
   }
 
   /** Attention and feed-forward layer one after the other, trained. */
-  private static ComputationGraph chain() {
+  private static ComputationGraph chain(Options options) {
     ComputationGraph net =
         new ComputationGraph(
             Nets.config(DataType.FLOAT)
                 .graphBuilder()
                 .addInputs("in")
-                .addLayer("attention", Options.EVERYTHING.builder().build(), "in")
+                .addLayer("attention", options.builder().build(), "in")
                 .addLayer("ffn", SwiGLULayer.builder().nOut(4).hiddenSize(8).build(), "attention")
                 .addLayer("out", Nets.output(2), "ffn")
                 .setOutputs("out")

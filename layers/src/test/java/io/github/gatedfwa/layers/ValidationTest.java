@@ -49,6 +49,35 @@ class ValidationTest {
         Arguments.of(
             attention().constrainRecurrent(new MaxNormConstraint(1, 1)),
             "there are no recurrent weights"),
+        Arguments.of(
+            TokenCompressionLayer.builder().name("att").blockLength(0),
+            "blockLength = 0: must be at least 1"),
+        Arguments.of(
+            TokenCompressionLayer.builder().name("att").stride(5),
+            "stride = 5: must be a divisor of blockLength (32)"),
+        Arguments.of(
+            TokenCompressionLayer.builder().name("att").compression(null),
+            "compression = null: must be MEAN or MLP"),
+        Arguments.of(
+            TokenCompressionLayer.builder().name("att").compressionHiddenSize(-1),
+            "compressionHiddenSize = -1: must be at least 1"),
+        Arguments.of(
+            TokenCompressionLayer.builder().name("att").activation(Activation.TANH),
+            "activation = tanh"),
+        Arguments.of(
+            TokenSelectionLayer.builder().name("att").selectionBlock(48),
+            "selectionBlock = 48: must be a multiple of blockLength (32)"),
+        Arguments.of(
+            TokenSelectionLayer.builder().name("att").topN(2), "topN = 2: must be at least 3"),
+        Arguments.of(
+            NativeSparseAttentionLayer.builder().name("att").sharing(null),
+            "sharing = null: must be NONE, COMPRESSION_AND_SELECTION or ALL"),
+        Arguments.of(
+            NativeSparseAttentionLayer.builder().name("att").windowSize(0),
+            "windowSize = 0: must be at least 1"),
+        Arguments.of(
+            NativeSparseAttentionLayer.builder().name("att").nHeads(3).nKvHeads(2),
+            "nKvHeads = 2: nHeads (3) must be a multiple"),
         Arguments.of(RMSNormLayer.builder().name("att").eps(0), "eps = 0.0: must be above 0"),
         Arguments.of(
             RMSNormLayer.builder().name("att").nIn(3).nOut(4), "nOut = 4: must equal nIn (3)"),
@@ -91,10 +120,14 @@ class ValidationTest {
 
   @Test
   void bidirectionalWrappersAreRefused() {
-    assertThatThrownBy(
-            () -> net(RNNFormat.NCW, new Bidirectional(attention().build()), Nets.output(2)))
-        .isInstanceOf(DL4JInvalidConfigException.class)
-        .hasMessageContaining("cannot stand in a Bidirectional wrapper");
+    for (AttentionLayer layer :
+        new AttentionLayer[] {
+          attention().build(), NativeSparseAttentionLayer.builder().nOut(8).build()
+        }) {
+      assertThatThrownBy(() -> net(RNNFormat.NCW, new Bidirectional(layer), Nets.output(2)))
+          .isInstanceOf(DL4JInvalidConfigException.class)
+          .hasMessageContaining("cannot stand in a Bidirectional wrapper");
+    }
   }
 
   @Test
@@ -140,6 +173,9 @@ class ValidationTest {
     for (Layer layer :
         new Layer[] {
           attention().nIn(8).build(),
+          TokenCompressionLayer.builder().nIn(8).nOut(8).build(),
+          TokenSelectionLayer.builder().nIn(8).nOut(8).build(),
+          NativeSparseAttentionLayer.builder().nIn(8).nOut(8).build(),
           RMSNormLayer.builder().nIn(8).build(),
           SwiGLULayer.builder().nIn(8).nOut(8).hiddenSize(16).build()
         }) {

@@ -112,21 +112,21 @@ final class ComposedNsaArrays {
         keyLength,
         scale);
     Attention x = new Attention(q, kCmp, kCmp, scale);
-    INDArray indices =
-        Nd4j.valueArrayOf(new long[] {x.batch, x.queries, x.kvHeads, topN}, -1, DataType.INT32);
-    if (indices.isEmpty()) {
-      return indices;
+    long[] shape = {x.batch, x.queries, x.kvHeads, topN};
+    if (x.batch == 0 || x.queries == 0) {
+      return Nd4j.create(DataType.INT32, shape);
     }
     long length = NsaArguments.keyLength(q, keyLength);
     int blocks = Math.toIntExact((length + selectionBlock - 1) / selectionBlock);
     boolean[][] real = real(mask, x.batch, x.keys);
     Visibility visible = completeBlocks(q, kCmp, mask, blockLength, stride, keyLength);
-    int[] chosen = new int[Math.toIntExact(indices.length())];
+    INDArray ownLse = contiguous(lse);
+    int[] chosen = new int[Math.toIntExact(x.batch * x.queries * x.kvHeads * topN)];
     for (long from = 0; from < x.queries; from += TILE) {
       int rows = Math.toIntExact(Math.min(TILE, x.queries - from));
       double[] weights = new double[0];
       if (x.keys > 0) {
-        INDArray ofRows = x.rowsOf(lse, from, rows);
+        INDArray ofRows = x.rowsOf(ownLse, from, rows);
         INDArray weight =
             x.scores(visible, from, rows).subi(Transforms.max(ofRows, ComposedArrays.DEAD, false));
         weights =
@@ -150,7 +150,7 @@ final class ComposedNsaArrays {
         }
       }
     }
-    return Nd4j.createFromArray(chosen).reshape(indices.shape());
+    return Nd4j.createFromArray(chosen).reshape(shape);
   }
 
   /** The choice of one query. */
@@ -232,9 +232,10 @@ final class ComposedNsaArrays {
     int past = keys - Math.toIntExact(q.size(1));
     int topN = Math.toIntExact(indices.size(3));
     boolean[][] real = real(mask, q.size(0), keys);
+    INDArray ownIndices = contiguous(indices);
     return (from, rows) -> {
       int[] chosen =
-          indices.get(all(), interval(from, from + rows), all(), all()).dup('c').data().asInt();
+          ownIndices.get(all(), interval(from, from + rows), all(), all()).dup('c').data().asInt();
       double[] hidden = new double[real.length * kvHeads * rows * keys];
       Arrays.fill(hidden, ComposedArrays.HIDDEN);
       for (int i = 0; i < chosen.length; i++) {
@@ -261,6 +262,11 @@ final class ComposedNsaArrays {
       }
     }
     return real;
+  }
+
+  /** For {@code INDArray.get}, which makes a scalar of an interval of one in some views. */
+  private static INDArray contiguous(INDArray x) {
+    return x.isEmpty() ? x : x.dup('c');
   }
 
   /** One call's arrays; a tile's are [B, Hkv, G, n, ..], the heads of a group beside each other. */
@@ -293,7 +299,7 @@ final class ComposedNsaArrays {
       headSize = q.size(3);
       valueSize = v.size(3);
       this.scale = scale != 0 ? scale : 1 / Math.sqrt((double) headSize);
-      this.q = q;
+      this.q = contiguous(q);
       boolean empty = batch == 0 || keys == 0;
       headFirstK = empty ? null : k.castTo(type).permute(0, 2, 1, 3).dup('c');
       headFirstV = empty ? null : v.castTo(type).permute(0, 2, 1, 3).dup('c');
@@ -337,8 +343,10 @@ final class ComposedNsaArrays {
 
     INDArray[] forward(Visibility visibility) {
       INDArray o = Nd4j.create(type, batch, queries, heads, valueSize);
-      INDArray lse =
-          Nd4j.valueArrayOf(new long[] {batch, heads, queries}, Double.NEGATIVE_INFINITY, type);
+      INDArray lse = Nd4j.create(type, batch, heads, queries);
+      if (!lse.isEmpty()) {
+        lse.assign(Double.NEGATIVE_INFINITY);
+      }
       for (long from = 0; from < queries && batch > 0 && keys > 0; from += TILE) {
         int rows = Math.toIntExact(Math.min(TILE, queries - from));
         INDArray scores = scores(visibility, from, rows);
@@ -355,14 +363,16 @@ final class ComposedNsaArrays {
     }
 
     INDArray[] backward(Visibility visibility, INDArray lse, INDArray dO) {
+      INDArray ownLse = contiguous(lse);
+      INDArray ownGradient = contiguous(dO);
       INDArray dq = Nd4j.create(type, batch, queries, heads, headSize);
       INDArray dk = Nd4j.create(type, batch, kvHeads, keys, headSize);
       INDArray dv = Nd4j.create(type, batch, kvHeads, keys, valueSize);
       for (long from = 0; from < queries && batch > 0 && keys > 0; from += TILE) {
         int rows = Math.toIntExact(Math.min(TILE, queries - from));
-        INDArray ofRows = Transforms.max(rowsOf(lse, from, rows), ComposedArrays.DEAD, false);
+        INDArray ofRows = Transforms.max(rowsOf(ownLse, from, rows), ComposedArrays.DEAD, false);
         INDArray weights = flat(Transforms.exp(scores(visibility, from, rows).subi(ofRows), false));
-        INDArray gradient = grouped(dO, from, rows);
+        INDArray gradient = grouped(ownGradient, from, rows);
         INDArray dS = Nd4j.matmul(gradient, headFirstV, false, true, false).dup('c');
         // dO · o, but summed so that a row's dS adds up to 0 as exactly as it can.
         INDArray delta = dS.mul(weights).sum(true, 3);

@@ -44,18 +44,20 @@ final class ComposedNsaGraph {
       long selectionBlock,
       double scale) {
     Sizes sizes = new Sizes(q, k);
-    SDVariable block =
-        sd.math().floorDiv(range(sd.constant(0L), sizes.keys), sd.constant(selectionBlock));
-    // [B, N, Hkv, topN, 1] against [M]
+    SDVariable token = row(sizes.keys); // [1, M]
+    SDVariable block = sd.math().floorDiv(token, sd.constant(selectionBlock));
     SDVariable chosen =
-        sd.expandDims(indices.castTo(DataType.INT64), 4).eq(block).castTo(sizes.type).sum(3);
+        sd.expandDims(indices.castTo(DataType.INT64), 4)
+            .eq(block.reshape(1, 1, 1, 1, -1))
+            .castTo(sizes.type)
+            .sum(3);
     SDVariable one = sd.constant(1L);
     SDVariable seen =
         chosen
             .permute(0, 2, 1, 3)
             .reshape(sd.stack(0, sizes.batch, sizes.kvHeads, one, sizes.queries, sizes.keys));
     SDVariable position = positions(sizes, sizes.keys);
-    SDVariable past = position.gte(range(sd.constant(0L), sizes.keys)).castTo(sizes.type);
+    SDVariable past = position.gte(token).castTo(sizes.type);
     seen = seen.mul(past);
     if (mask != null) {
       seen = seen.mul(real(sizes, mask));
@@ -89,11 +91,11 @@ final class ComposedNsaGraph {
     SDVariable length = keyLength(sizes, keyLength);
     SDVariable blocks =
         sd.math().floorDiv(length.add((double) (selectionBlock - 1)), sd.constant(selectionBlock));
-    SDVariable index = range(sd.constant(0L), blocks);
+    SDVariable index = row(blocks);
     long perBlock = blockLength / stride;
     long perSelection = selectionBlock / stride;
     SDVariable firstPiece = index.mul((double) perSelection);
-    SDVariable compressed = sd.expandDims(range(sd.constant(0L), sizes.keys), 1);
+    SDVariable compressed = row(sizes.keys).reshape(-1, 1);
     SDVariable shared =
         sd.max(
                 sd.min(compressed.add((double) perBlock), firstPiece.add((double) perSelection))
@@ -120,7 +122,7 @@ final class ComposedNsaGraph {
     SDVariable rankedBy = importance.add(always.mul(ALWAYS)).add(1).mul(candidate).sub(1);
     SDVariable mine = sd.expandDims(rankedBy, 4);
     SDVariable others = sd.expandDims(rankedBy, 3);
-    SDVariable earlier = index.lt(sd.expandDims(index, 1)).castTo(DataType.DOUBLE);
+    SDVariable earlier = index.lt(index.reshape(-1, 1)).castTo(DataType.DOUBLE);
     SDVariable rank =
         others
             .gt(mine)
@@ -131,7 +133,7 @@ final class ComposedNsaGraph {
     SDVariable place = sd.cumsum(taken, true, false, 3);
     // Each place's block number plus one, 0 for none.
     SDVariable numbered = taken.mul(index.castTo(DataType.DOUBLE).add(1));
-    SDVariable places = range(sd.constant(0L), sd.constant(topN)).castTo(DataType.DOUBLE);
+    SDVariable places = row(sd.constant(topN)).castTo(DataType.DOUBLE).reshape(1, 1, 1, 1, -1);
     SDVariable atPlace = sd.expandDims(place, 4).eq(places).castTo(DataType.DOUBLE);
     return atPlace
         .mul(sd.expandDims(numbered, 4))
@@ -177,8 +179,7 @@ final class ComposedNsaGraph {
   /** 1 where a query sees a block, else 0: [B or 1, 1, 1, N, C]. */
   private SDVariable seenBlocks(
       Sizes sizes, SDVariable mask, long blockLength, long stride, long keyLength) {
-    SDVariable last =
-        range(sd.constant(0L), sizes.keys).mul((double) stride).add((double) (blockLength - 1));
+    SDVariable last = row(sizes.keys).mul((double) stride).add((double) (blockLength - 1));
     SDVariable complete =
         positions(sizes, keyLength(sizes, keyLength)).gte(last).castTo(sizes.type);
     SDVariable one = sd.constant(1L);
@@ -227,6 +228,11 @@ final class ComposedNsaGraph {
     SDVariable lse =
         sd.math().log(sum).add(max).reshape(sd.stack(0, sizes.batch, sizes.heads, sizes.queries));
     return new SDVariable[] {perHead.permute(0, 2, 1, 3).castTo(q.dataType()), lse};
+  }
+
+  /** 0, 1, .. as [1, count]: a single query's [1, 1] against [count] would broadcast to [count]. */
+  private SDVariable row(SDVariable count) {
+    return sd.expandDims(range(sd.constant(0L), count), 0);
   }
 
   private SDVariable range(SDVariable from, SDVariable to) {

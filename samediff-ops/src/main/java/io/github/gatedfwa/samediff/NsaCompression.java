@@ -54,7 +54,7 @@ final class NsaCompression {
         Arguments.is(NsaArguments.blocks(keyLength, blockLength, stride)),
         Arguments.atLeast(1),
         Arguments.atLeast(1));
-    long[] shape = dResult.shape();
+    long[] shape = dResult.shape().clone();
     shape[1] = keyLength;
     Blocks blocks = new Blocks(shape, blockLength, stride);
     DataType type = NativeOp.accumulatorType(dResult.dataType());

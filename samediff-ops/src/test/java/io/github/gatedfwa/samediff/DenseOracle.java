@@ -7,8 +7,10 @@ import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
 
 /**
- * GatedFWA's formulas as they stand, one pair of tokens after the other, in float64 or in float32:
- * the latter is the dense implementation that others are compared with.
+ * GatedFWA's formulas, one pair of tokens after the other. In float32 as they stand: the dense
+ * implementation that others are compared with. In float64, the reference, rearranged so that
+ * nothing cancels: decays count from the newest real token that the row sees, and with c the dP of
+ * the row's heaviest key dS = P ((dP − c) − Σ P (dP − c)).
  */
 final class DenseOracle {
 
@@ -73,6 +75,7 @@ final class DenseOracle {
     double[] dvs = new double[v.length];
     double[] dalpha = alpha == null ? null : new double[alpha.length];
     double[] score = new double[m];
+    double[] dP = new double[m];
     double[] dS = new double[m];
 
     for (int b = 0; b < batch; b++) {
@@ -83,6 +86,7 @@ final class DenseOracle {
           int row = ((b * n + t) * heads + h);
           double max = Double.NEGATIVE_INFINITY;
           double decay = 0;
+          double common = 0;
           for (int j = p; j >= first; j--) {
             int key = (b * m + j) * kvHeads + h / group;
             double product = 0;
@@ -90,6 +94,10 @@ final class DenseOracle {
               product = round(product + round(q[row * d + i] * k[key * d + i]));
             }
             boolean real = mask == null || mask[b * m + j] != 0;
+            if (!single && real && max == Double.NEGATIVE_INFINITY && Double.isFinite(decay)) {
+              common = decay;
+              decay = 0;
+            }
             score[j] = real ? round(round(scale * product) - decay) : Double.NEGATIVE_INFINITY;
             max = Math.max(max, score[j]);
             if (alpha != null) {
@@ -105,7 +113,7 @@ final class DenseOracle {
             score[j] = round(Math.exp(round(score[j] - max)));
             sum = round(sum + score[j]);
           }
-          lse[(b * heads + h) * n + t] = round(max + round(Math.log(sum)));
+          lse[(b * heads + h) * n + t] = round(max + round(Math.log(sum))) - common;
           double delta = 0;
           for (int i = 0; i < dv; i++) {
             double x = 0;
@@ -116,15 +124,30 @@ final class DenseOracle {
             o[row * dv + i] = stored(round(x / sum));
             delta = round(delta + round(dO[row * dv + i] * o[row * dv + i]));
           }
+          double heaviest = 0;
+          double center = 0;
           for (int j = first; j <= p; j++) {
             int key = (b * m + j) * kvHeads + h / group;
-            double weight = round(score[j] / sum);
-            double dP = 0;
+            score[j] = round(score[j] / sum);
+            dP[j] = 0;
             for (int i = 0; i < dv; i++) {
-              dP = round(dP + round(dO[row * dv + i] * v[key * dv + i]));
-              dvs[key * dv + i] = round(dvs[key * dv + i] + round(weight * dO[row * dv + i]));
+              dP[j] = round(dP[j] + round(dO[row * dv + i] * v[key * dv + i]));
+              dvs[key * dv + i] = round(dvs[key * dv + i] + round(score[j] * dO[row * dv + i]));
             }
-            dS[j] = round(weight * round(dP - delta));
+            if (!single && score[j] > heaviest) {
+              heaviest = score[j];
+              center = dP[j];
+            }
+          }
+          if (!single) {
+            delta = 0;
+            for (int j = first; j <= p; j++) {
+              delta += score[j] * (dP[j] - center);
+            }
+          }
+          for (int j = first; j <= p; j++) {
+            int key = (b * m + j) * kvHeads + h / group;
+            dS[j] = round(score[j] * round(dP[j] - center - delta));
             double scaled = round(scale * dS[j]);
             for (int i = 0; i < d; i++) {
               dq[row * d + i] = round(dq[row * d + i] + round(scaled * k[key * d + i]));

@@ -50,10 +50,7 @@ enum NsaImplementation {
     @Override
     INDArray select(NsaCase c, INDArray lse) {
       INDArray indices =
-          Nd4j.valueArrayOf(
-              new long[] {c.q().size(0), c.q().size(1), c.kCmp().size(2), c.topN()},
-              -7,
-              DataType.INT32);
+          poisoned(DataType.INT32, c.q().size(0), c.q().size(1), c.kCmp().size(2), c.topN());
       Nd4j.exec(
           new NsaSelect(
               c.q(),
@@ -254,6 +251,6 @@ enum NsaImplementation {
 
   private static INDArray poisoned(DataType type, long... shape) {
     INDArray x = Nd4j.create(type, shape);
-    return x.isEmpty() ? x : x.assign(Double.NaN);
+    return x.isEmpty() ? x : x.assign(type == DataType.INT32 ? -7 : Double.NaN);
   }
 }

@@ -10,7 +10,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeAll;
-import org.junit.jupiter.api.Disabled;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -344,7 +343,6 @@ class NsaSameDiffTest {
   }
 
   /** Saved with updater state, loaded by a JVM that has not seen the graph; arguments restored. */
-  @Disabled("Known gap, docs/nsa.md: saved graphs in a fresh JVM")
   @Test
   void savedGraphsRunInAFreshJvm(@TempDir Path directory) {
     SameDiff sd = model(false);
@@ -355,8 +353,8 @@ class NsaSameDiffTest {
     INDArray expected = sd.outputSingle(Map.of("x", x), "out");
     JavaProcess.Result result = JavaProcess.run(SavedGraph.class, List.of("-Dmodel=" + file));
     assertThat(result.output())
-        .contains("compressed 4 2 24 0.0 false")
-        .contains("select 4 2 8 3 24 0.0 false")
+        .contains("compressed 4 2 0 0.0 false")
+        .contains("select 4 2 8 3 0 0.0 false")
         .contains("selected 8 0.0 false")
         .contains("sum " + expected.sumNumber())
         .contains("trained on");

@@ -11,7 +11,6 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.stream.DoubleStream;
-import org.junit.jupiter.api.Disabled;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -58,7 +57,6 @@ class NsaSemanticsTest {
   }
 
   /** The last queries alone, against all keys, give the last rows of the whole pass. */
-  @Disabled("Known gap, docs/nsa.md: the composed graph with fewer queries than keys")
   @ParameterizedTest
   @EnumSource(NsaImplementation.class)
   void fewQueriesAgainstACacheAreTheLastRows(NsaImplementation implementation) {
@@ -214,7 +212,6 @@ class NsaSemanticsTest {
     }
   }
 
-  @Disabled("Known gap, docs/nsa.md: empty arrays")
   @ParameterizedTest
   @EnumSource(
       value = NsaImplementation.class,

@@ -1,6 +1,7 @@
 package io.github.gatedfwa.layers.runtime;
 
 import java.util.Arrays;
+import java.util.stream.Stream;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
 /**
@@ -310,6 +311,89 @@ final class HeadMath {
         }
       }
     }
+  }
+
+  /**
+   * Branches mixed by gates: out = Σ_b sigmoid(logit_b) · branch_b per token and head.
+   *
+   * @param rows token matrix with the logits from {@code column} on: a branch's heads together
+   * @param branches token matrices [tokens, heads · size]
+   * @param out the same shape, to write
+   */
+  static void mix(INDArray rows, long column, int heads, INDArray[] branches, INDArray out) {
+    Elements logits = Elements.read(rows);
+    Elements[] in = Stream.of(branches).map(Elements::read).toArray(Elements[]::new);
+    Elements mixed = Elements.write(out);
+    long width = rows.columns();
+    int size = out.columns() / heads;
+    Parallel.forEach(
+        out.rows(),
+        (long) heads * size,
+        (from, to) -> {
+          double[] head = new double[size];
+          double[] sum = new double[size];
+          for (int t = from; t < to; t++) {
+            for (int h = 0; h < heads; h++) {
+              long at = ((long) t * heads + h) * size;
+              Arrays.fill(sum, 0);
+              for (int b = 0; b < in.length; b++) {
+                double gate = sigmoid(logits.get(t * width + column + (long) b * heads + h));
+                in[b].load(at, head, size);
+                for (int i = 0; i < size; i++) {
+                  sum[i] += gate * head[i];
+                }
+              }
+              mixed.store(at, sum, size);
+            }
+          }
+        });
+  }
+
+  /**
+   * Backward of {@link #mix}.
+   *
+   * @param gradient of its result
+   * @param dBranches gradients of the branches, to write
+   * @param out token matrix of the same columns as rows, to write the gradient of the logits to
+   */
+  static void mixBackward(
+      INDArray rows,
+      long column,
+      int heads,
+      INDArray[] branches,
+      INDArray gradient,
+      INDArray[] dBranches,
+      INDArray out) {
+    Elements logits = Elements.read(rows);
+    Elements[] in = Stream.of(branches).map(Elements::read).toArray(Elements[]::new);
+    Elements dMixed = Elements.read(gradient);
+    Elements[] dIn = Stream.of(dBranches).map(Elements::write).toArray(Elements[]::new);
+    Elements dLogits = Elements.write(out);
+    long width = rows.columns();
+    int size = gradient.columns() / heads;
+    Parallel.forEach(
+        gradient.rows(),
+        (long) heads * size,
+        (from, to) -> {
+          double[] head = new double[size];
+          double[] grad = new double[size];
+          for (int t = from; t < to; t++) {
+            for (int h = 0; h < heads; h++) {
+              long at = ((long) t * heads + h) * size;
+              for (int b = 0; b < in.length; b++) {
+                long logit = t * width + column + (long) b * heads + h;
+                double gate = sigmoid(logits.get(logit));
+                in[b].load(at, head, size);
+                dMixed.load(at, grad, size);
+                dLogits.put(logit, dot(head, grad, size) * gate * (1 - gate));
+                for (int i = 0; i < size; i++) {
+                  grad[i] *= gate;
+                }
+                dIn[b].store(at, grad, size);
+              }
+            }
+          }
+        });
   }
 
   static double sigmoid(double x) {

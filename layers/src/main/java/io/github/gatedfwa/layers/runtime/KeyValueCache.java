@@ -8,15 +8,18 @@ import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
 
 /**
- * What {@link GatedFWA} remembers of the tokens before the next one: the last window - 1 keys (as
- * the attention uses them), values and decays, the last projections for the token shift, and the
- * position.
+ * What an attention branch remembers of the tokens before the next one: the last so many keys (as
+ * the attention uses them) and values, or all of them; for a window also decays and the last
+ * projections for the token shift; and the position. A cache of compressed blocks counts blocks.
  *
  * <p>Rows are appended behind the live ones in a buffer with room for about as many again; when it
  * is full, the live rows move to a new one. So a step copies its own row only, the operations read
- * the live rows as a view, and memory is O(window).
+ * the live rows as a view, and memory is O(tokens kept).
  */
 final class KeyValueCache {
+  /** To keep all tokens. */
+  static final int ALL = Integer.MAX_VALUE;
+
   /** Names of the arrays in {@link #toState}. */
   static final String KEYS = "keys";
 
@@ -32,11 +35,15 @@ final class KeyValueCache {
    *
    * @param minibatch number of examples; -1 if a state without arrays left it open
    * @param heads query heads with a gate; 0 without one
-   * @param keep number of tokens to keep: window - 1
+   * @param keep number of tokens to keep, for example window - 1; or {@link #ALL}
    */
   record Shape(DataType type, long minibatch, int heads, int kvHeads, int headSize, int keep) {
     int width() {
       return kvHeads * headSize;
+    }
+
+    Shape keeping(int tokens) {
+      return new Shape(type, minibatch, heads, kvHeads, headSize, tokens);
     }
 
     Shape with(long newMinibatch) {
@@ -73,6 +80,11 @@ final class KeyValueCache {
   /** Number of tokens seen so far: the position of the next one. */
   long position() {
     return position;
+  }
+
+  /** Number of tokens that should be kept by now. */
+  long expectedLength() {
+    return Math.min(position, shape.keep());
   }
 
   /** Number of tokens kept. */
@@ -291,47 +303,49 @@ final class KeyValueCache {
   /**
    * Reads a state.
    *
+   * @param prefix of the names of this cache's arrays
    * @param shape what the layer expects, for any minibatch: the state's own is used
-   * @return the cache; null if the state is empty
    * @throws IllegalArgumentException if the state is not one of such a layer
    */
-  static KeyValueCache fromState(String layer, Shape shape, Map<String, INDArray> state) {
-    if (state.isEmpty()) {
-      return null;
-    }
-    INDArray position = state.get(POSITION);
+  static KeyValueCache fromState(
+      String layer, String prefix, Shape shape, Map<String, INDArray> state) {
+    INDArray position = state.get(prefix + POSITION);
     if (position == null) {
       throw new IllegalArgumentException(
-          "%s: RNN state has arrays %s; \"%s\" is missing"
-              .formatted(layer, state.keySet(), POSITION));
+          "%s: RNN state has arrays %s; \"%s%s\" is missing"
+              .formatted(layer, state.keySet(), prefix, POSITION));
     }
     long minibatch =
-        state.values().stream()
-            .filter(array -> array.rank() > 1)
-            .mapToLong(array -> array.size(0))
+        state.entrySet().stream()
+            .filter(entry -> entry.getKey().startsWith(prefix) && entry.getValue().rank() > 1)
+            .mapToLong(entry -> entry.getValue().size(0))
             .findFirst()
             .orElse(-1);
     KeyValueCache cache = new KeyValueCache(shape.with(minibatch));
     cache.position = position.getLong(0);
-    long length = state.containsKey(KEYS) ? state.get(KEYS).size(1) : 0;
+    String keysName = prefix + KEYS;
+    long length = state.containsKey(keysName) ? state.get(keysName).size(1) : 0;
     long[] keyShape = {minibatch, length, shape.kvHeads(), shape.headSize()};
     long[] lastShape = {minibatch, shape.kvHeads(), shape.headSize()};
     if (length > 0) {
       cache.capacity = Math.toIntExact(length);
       cache.end = cache.capacity;
-      cache.keys = cache.imported(layer, state, KEYS, shape.width(), keyShape);
-      cache.values = cache.imported(layer, state, VALUES, shape.width(), keyShape);
+      cache.keys = cache.imported(layer, state, keysName, shape.width(), keyShape);
+      cache.values = cache.imported(layer, state, prefix + VALUES, shape.width(), keyShape);
       if (shape.heads() > 0) {
         cache.alpha =
-            cache.imported(layer, state, ALPHA, shape.heads(), minibatch, length, shape.heads());
+            cache.imported(
+                layer, state, prefix + ALPHA, shape.heads(), minibatch, length, shape.heads());
       }
-      if (state.containsKey(MASK)) {
+      if (state.containsKey(prefix + MASK)) {
         cache.mask =
-            cache.imported(layer, state, MASK, 1, minibatch, length).reshape(minibatch, length);
+            cache
+                .imported(layer, state, prefix + MASK, 1, minibatch, length)
+                .reshape(minibatch, length);
       }
     }
-    cache.lastKey = importedVector(layer, state, LAST_KEY, lastShape);
-    cache.lastValue = importedVector(layer, state, LAST_VALUE, lastShape);
+    cache.lastKey = importedVector(layer, state, prefix + LAST_KEY, lastShape);
+    cache.lastValue = importedVector(layer, state, prefix + LAST_VALUE, lastShape);
     return cache;
   }
 

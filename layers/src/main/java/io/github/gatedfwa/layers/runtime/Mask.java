@@ -43,6 +43,27 @@ final class Mask {
     return hides ? new Mask(real) : null;
   }
 
+  /**
+   * Which blocks consist of real tokens only. Block c is the tokens from c · stride on.
+   *
+   * @return the blocks' mask, [minibatch, blocks]; null if it hides nothing
+   */
+  Mask ofBlocks(long minibatch, int blockLength, int stride) {
+    int time = Math.toIntExact(real.length / minibatch);
+    int blocks = time < blockLength ? 0 : (time - blockLength) / stride + 1;
+    boolean[] complete = new boolean[Math.toIntExact(minibatch * blocks)];
+    boolean hides = false;
+    for (int i = 0; i < complete.length; i++) {
+      int first = i / blocks * time + i % blocks * stride;
+      complete[i] = true;
+      for (int t = first; t < first + blockLength; t++) {
+        complete[i] &= real[t];
+      }
+      hides |= !complete[i];
+    }
+    return hides ? new Mask(complete) : null;
+  }
+
   boolean isReal(int token) {
     return real[token];
   }

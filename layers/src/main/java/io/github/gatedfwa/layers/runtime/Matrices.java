@@ -120,18 +120,40 @@ final class Matrices {
 
   /** Copies a whole token matrix into columns of another. */
   static void copyToColumns(INDArray from, INDArray to, long first) {
+    copyColumns(from, 0, to, first, from.columns());
+  }
+
+  /** Copies n columns of a token matrix, from one on, into columns of another or of the same. */
+  static void copyColumns(INDArray from, long first, INDArray to, long target, int n) {
+    eachRow(from, first, to, target, n, false);
+  }
+
+  /** Adds n columns of a token matrix, from one on, to columns of another or of the same. */
+  static void addColumns(INDArray from, long first, INDArray to, long target, int n) {
+    eachRow(from, first, to, target, n, true);
+  }
+
+  private static void eachRow(
+      INDArray from, long first, INDArray to, long target, int n, boolean add) {
     Elements source = Elements.read(from);
-    Elements target = Elements.write(to);
-    int n = from.columns();
-    long width = to.columns();
+    Elements sink = Elements.write(to);
+    long fromWidth = from.columns();
+    long toWidth = to.columns();
     Parallel.forEach(
         from.rows(),
         n,
         (begin, end) -> {
           double[] row = new double[n];
+          double[] sum = new double[n];
           for (int t = begin; t < end; t++) {
-            source.load((long) t * n, row, n);
-            target.store(t * width + first, row, n);
+            source.load(t * fromWidth + first, row, n);
+            if (add) {
+              sink.load(t * toWidth + target, sum, n);
+              for (int i = 0; i < n; i++) {
+                row[i] += sum[i];
+              }
+            }
+            sink.store(t * toWidth + target, row, n);
           }
         });
   }

@@ -40,8 +40,14 @@ final class Rotation {
 
   /** The rotation for the positions from start on. */
   Run run(long start, long positions) {
-    int coarse = Math.toIntExact((positions + FINE - 1) / FINE);
-    Run run = new Run(coarse);
+    return run(start, positions, 1);
+  }
+
+  /** The rotation for the positions start, start + stride, ... */
+  Run run(long start, long positions, int stride) {
+    long span = (positions - 1) * stride + 1;
+    int coarse = Math.toIntExact((span + FINE - 1) / FINE);
+    Run run = new Run(coarse, stride);
     fill(run.coarseCos, run.coarseSin, start, FINE);
     return run;
   }
@@ -50,16 +56,19 @@ final class Rotation {
   final class Run {
     private final double[] coarseCos;
     private final double[] coarseSin;
+    private final int stride;
 
-    private Run(int coarse) {
+    private Run(int coarse, int stride) {
       coarseCos = new double[coarse * half];
       coarseSin = new double[coarse * half];
+      this.stride = stride;
     }
 
     /** Turns a head at a step of the run, backwards for direction -1. */
     void apply(double[] head, int step, int direction) {
-      int coarse = step / FINE * half;
-      int fine = step % FINE * half;
+      int offset = Math.multiplyExact(step, stride);
+      int coarse = offset / FINE * half;
+      int fine = offset % FINE * half;
       for (int i = 0; i < half; i++) {
         double c = coarseCos[coarse + i];
         double s = coarseSin[coarse + i];

@@ -1,8 +1,12 @@
 package io.github.gatedfwa.zoo.lm;
 
+import io.github.gatedfwa.layers.Compression;
 import io.github.gatedfwa.layers.DecoderBlock;
 import io.github.gatedfwa.layers.GatedFWALayer;
+import io.github.gatedfwa.layers.KeyValueSharing;
+import io.github.gatedfwa.layers.NativeSparseAttentionLayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
+import io.github.gatedfwa.layers.WindowedAttentionLayer;
 import io.github.gatedfwa.zoo.io.WholeFile;
 import java.io.IOException;
 import java.io.InputStream;
@@ -126,11 +130,7 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
     check(s.hiddenSize > 0, "hiddenSize", s.hiddenSize, "must be at least 1");
     check(s.windowSize > 0, "windowSize", s.windowSize, "must be at least 1");
     check(s.context > 0, "context", s.context, "must be at least 1");
-    check(
-        s.nsaEvery == 0,
-        "nsaEvery",
-        s.nsaEvery,
-        "native sparse attention is not part of this model yet; it must be 0");
+    check(s.nsaEvery >= 0, "nsaEvery", s.nsaEvery, "must be 0 (none) or greater");
     settings = s;
   }
 
@@ -175,24 +175,16 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
                     .outputDataFormat(RNNFormat.NWC)
                     .build(),
                 "bytes");
-    DecoderBlock block =
-        DecoderBlock.builder()
-            .nModel(settings.width)
-            .hiddenSize(settings.hiddenSize)
-            .attention(
-                GatedFWALayer.builder()
-                    .nHeads(settings.heads)
-                    .windowSize(settings.windowSize)
-                    .gated(settings.gated)
-                    .ropeBase(ROPE_BASE)
-                    .qkNorm(true)
-                    .keyShift(true)
-                    .valueShift(true)
-                    .build())
-            .build();
     String last = "embedding";
     for (int i = 0; i < settings.blocks; i++) {
-      last = block.addTo(graph, "block" + i, last);
+      boolean sparse = settings.nsaEvery > 0 && (i + 1) % settings.nsaEvery == 0;
+      last =
+          DecoderBlock.builder()
+              .nModel(settings.width)
+              .hiddenSize(settings.hiddenSize)
+              .attention(sparse ? sparseAttention() : windowedAttention())
+              .build()
+              .addTo(graph, "block" + i, last);
     }
     return graph
         .addLayer("norm", RMSNormLayer.builder().build(), last)
@@ -205,6 +197,33 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
             "norm")
         .setOutputs("output")
         .build();
+  }
+
+  private GatedFWALayer windowedAttention() {
+    return common(GatedFWALayer.builder()).build();
+  }
+
+  /** Branches share keys and values, so that the model is as large as without it. */
+  private NativeSparseAttentionLayer sparseAttention() {
+    return common(NativeSparseAttentionLayer.builder())
+        .sharing(KeyValueSharing.ALL)
+        .compression(Compression.MEAN)
+        .blockLength(32)
+        .stride(16)
+        .selectionBlock(64)
+        .topN(8)
+        .build();
+  }
+
+  private <B extends WindowedAttentionLayer.Builder<B>> B common(B attention) {
+    return attention
+        .nHeads(settings.heads)
+        .ropeBase(ROPE_BASE)
+        .qkNorm(true)
+        .windowSize(settings.windowSize)
+        .gated(settings.gated)
+        .keyShift(true)
+        .valueShift(true);
   }
 
   /**
@@ -387,7 +406,11 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
       return this;
     }
 
-    /** Native sparse attention in every n-th block. Default: 0, none, the only value so far. */
+    /**
+     * Native sparse attention, with GatedFWA as its window, in every n-th block: blocks n - 1,
+     * 2n - 1, ... Such a block sees all bytes before, and its cache grows with them. Default: 0,
+     * none.
+     */
     public Builder nsaEvery(int nsaEvery) {
       this.nsaEvery = nsaEvery;
       return this;

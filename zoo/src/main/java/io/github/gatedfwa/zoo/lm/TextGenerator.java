@@ -93,7 +93,7 @@ public final class TextGenerator {
   }
 
   /** How many bytes, counted back from the newest, the network's output can depend on. */
-  private static long reach(ComputationGraph network) {
+  static long reach(ComputationGraph network) {
     long reach = 1;
     for (Layer layer : network.getLayers()) {
       if (layer.conf().getLayer() instanceof GatedFWALayer attention) {

@@ -17,17 +17,17 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
 /**
  * The forward pass against {@link DenseReference}: options, formats, memory layouts, masks, types.
  */
-class GatedFWALayerTest {
+class AttentionLayersTest {
   private static final int N_IN = 5;
 
   private static MultiLayerNetwork net(
-      DataType type, GatedFWALayer.Builder layer, RNNFormat format) {
+      DataType type, AttentionLayer.Builder<?> layer, RNNFormat format) {
     return Nets.shaken(Nets.net(type, N_IN, format, layer.build()));
   }
 
   private static void assertMatchesReference(
       MultiLayerNetwork net, INDArray output, INDArray ncwInput, INDArray mask, double tolerance) {
-    GatedFWALayer conf = (GatedFWALayer) net.getLayer(0).conf().getLayer();
+    AttentionLayer conf = (AttentionLayer) net.getLayer(0).conf().getLayer();
     double[][][] expected =
         DenseReference.output(conf, net.getLayer(0).paramTable(), ncwInput, mask);
     INDArray ncw = conf.getRnnDataFormat() == RNNFormat.NWC ? output.permute(0, 2, 1) : output;
@@ -48,14 +48,30 @@ class GatedFWALayerTest {
   @EnumSource
   void matchesTheReference(Options options) {
     MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), options.format());
-    INDArray x = Nets.random(DataType.DOUBLE, 1, 3, N_IN, 9);
+    INDArray x = Nets.random(DataType.DOUBLE, 1, 3, N_IN, 17);
     assertMatchesReference(net, net.output(Nets.toFormat(x, options.format())), x, null, 1e-12);
   }
 
   @ParameterizedTest
-  @CsvSource({"1,1", "1,2", "2,1", "4,70", "3,129", "4,300"})
-  void acceptsAnyMinibatchAndLength(int minibatch, int time) {
-    MultiLayerNetwork net = net(DataType.DOUBLE, Options.EVERYTHING.builder(), RNNFormat.NCW);
+  @CsvSource({
+    "EVERYTHING,1,1",
+    "EVERYTHING,1,2",
+    "EVERYTHING,2,1",
+    "EVERYTHING,4,70",
+    "EVERYTHING,3,129",
+    "EVERYTHING,4,300",
+    "COMPRESSION_EVERYTHING,2,1",
+    "COMPRESSION_EVERYTHING,2,3",
+    "COMPRESSION_EVERYTHING,3,129",
+    "SELECTION_EVERYTHING,2,1",
+    "SELECTION_EVERYTHING,2,129",
+    "NSA_EVERYTHING,2,1",
+    "NSA_EVERYTHING,1,4",
+    "NSA_EVERYTHING,3,70",
+    "NSA_EVERYTHING_SHARING_ALL,2,129"
+  })
+  void acceptsAnyMinibatchAndLength(Options options, int minibatch, int time) {
+    MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), RNNFormat.NCW);
     INDArray first = Nets.random(DataType.DOUBLE, 2, 2, N_IN, 5);
     net.output(first);
     INDArray x = Nets.random(DataType.DOUBLE, 3, minibatch, N_IN, time);
@@ -92,36 +108,49 @@ class GatedFWALayerTest {
   @EnumSource
   void masksHidePaddingWhereverItStands(Options options) {
     MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), options.format());
-    INDArray x = Nets.random(DataType.DOUBLE, 6, 4, N_IN, 8);
+    INDArray x = Nets.random(DataType.DOUBLE, 6, 4, N_IN, 12);
     INDArray mask =
         Nd4j.createFromArray(
             new double[][] {
-              {1, 1, 1, 1, 1, 1, 1, 1}, // none
-              {1, 1, 1, 1, 1, 0, 0, 0}, // right
-              {0, 0, 0, 1, 1, 1, 1, 1}, // left
-              {1, 1, 0, 1, 0, 0, 0, 1} // holes, the last one as long as the window
+              {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, // none
+              {1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0}, // right
+              {0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1}, // left
+              {1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1} // holes, the last one as long as the window
             });
     INDArray data = Nets.toFormat(x, options.format());
     INDArray masked = net.output(data, false, mask, null);
     assertMatchesReference(net, masked, x, mask, 1e-12);
 
-    INDArray garbage = x.add(mask.rsub(1).reshape(4, 1, 8).mul(100).broadcast(4, N_IN, 8));
+    INDArray garbage = x.add(mask.rsub(1).reshape(4, 1, 12).mul(100).broadcast(4, N_IN, 12));
     INDArray same = net.output(Nets.toFormat(garbage, options.format()), false, mask, null);
     assertThat(Nets.distance(same, masked)).isZero();
   }
 
-  @Test
-  void paddingOnEitherSideGivesTheResultOfTheSequenceAlone() {
-    MultiLayerNetwork net = net(DataType.DOUBLE, Options.EVERYTHING.builder(), RNNFormat.NCW);
-    INDArray x = Nets.random(DataType.DOUBLE, 7, 1, N_IN, 5);
-    INDArray alone = net.output(x);
-    for (int left : new int[] {0, 2, 4}) {
-      INDArray padded = Nets.random(DataType.DOUBLE, 8, 1, N_IN, 9);
-      INDArray mask = Nd4j.zeros(DataType.DOUBLE, 1, 9);
-      Nets.steps(padded, RNNFormat.NCW, left, left + 5).assign(x);
-      mask.get(NDArrayIndex.all(), NDArrayIndex.interval(left, left + 5)).assign(1);
+  /** On the left, padding that is no whole number of selection blocks cuts other blocks. */
+  @ParameterizedTest
+  @CsvSource({
+    "EVERYTHING,0",
+    "EVERYTHING,2",
+    "EVERYTHING,3",
+    "COMPRESSION_EVERYTHING,0",
+    "COMPRESSION_EVERYTHING,2",
+    "SELECTION_EVERYTHING,0",
+    "SELECTION_EVERYTHING,4",
+    "NSA_EVERYTHING,0",
+    "NSA_EVERYTHING,4",
+    "NSA_EVERYTHING,8"
+  })
+  void paddingOnEitherSideGivesTheResultOfTheSequenceAlone(Options options, int left) {
+    for (int time : new int[] {5, 18}) {
+      MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), RNNFormat.NCW);
+      INDArray x = Nets.random(DataType.DOUBLE, 7, 1, N_IN, time);
+      INDArray alone = net.output(x);
+      INDArray padded = Nets.random(DataType.DOUBLE, 8, 1, N_IN, left + time + 3);
+      INDArray mask = Nd4j.zeros(DataType.DOUBLE, 1, left + time + 3);
+      Nets.steps(padded, RNNFormat.NCW, left, left + time).assign(x);
+      mask.get(NDArrayIndex.all(), NDArrayIndex.interval(left, left + time)).assign(1);
       INDArray output = net.output(padded, false, mask, null);
-      assertThat(Nets.distance(Nets.steps(output, RNNFormat.NCW, left, left + 5), alone))
+      assertThat(Nets.distance(Nets.steps(output, RNNFormat.NCW, left, left + time), alone))
           .isLessThan(1e-12);
     }
   }
@@ -144,9 +173,29 @@ class GatedFWALayerTest {
   }
 
   @ParameterizedTest
-  @CsvSource({"FLOAT,2e-6", "HALF,3e-3"})
-  void computesInTheNetworksType(DataType type, double tolerance) {
-    MultiLayerNetwork net = net(type, Options.EVERYTHING.builder(), RNNFormat.NCW);
+  @EnumSource(names = {"COMPRESSION_MLP", "SELECTION", "NSA", "NSA_EVERYTHING"})
+  void isCausal(Options options) {
+    MultiLayerNetwork net = net(DataType.DOUBLE, options.builder(), RNNFormat.NCW);
+    INDArray x = Nets.random(DataType.DOUBLE, 9, 1, N_IN, 16);
+    INDArray changed = x.dup();
+    Nets.steps(changed, RNNFormat.NCW, 9, 16).addi(3);
+    INDArray difference = net.output(x).sub(net.output(changed));
+    assertThat(Nets.steps(difference, RNNFormat.NCW, 0, 9).amaxNumber().doubleValue()).isZero();
+    assertThat(Nets.steps(difference, RNNFormat.NCW, 9, 16).amaxNumber().doubleValue())
+        .isPositive();
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "EVERYTHING,FLOAT,2e-6",
+    "EVERYTHING,HALF,3e-3",
+    "COMPRESSION_EVERYTHING,HALF,3e-3",
+    "SELECTION_EVERYTHING,HALF,3e-3",
+    "NSA_EVERYTHING,FLOAT,2e-6",
+    "NSA_EVERYTHING,HALF,3e-3"
+  })
+  void computesInTheNetworksType(Options options, DataType type, double tolerance) {
+    MultiLayerNetwork net = net(type, options.builder(), RNNFormat.NCW);
     INDArray x = Nets.random(type, 10, 2, N_IN, 20);
     INDArray output = net.output(x);
     assertThat(output.dataType()).isEqualTo(type);

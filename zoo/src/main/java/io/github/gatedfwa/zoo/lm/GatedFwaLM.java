@@ -247,8 +247,7 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
     }
     throw new UnsupportedOperationException(
         "GatedFwaLM: there are no pretrained weights of width %d, %d blocks, %d heads, hidden size %d; there are of the sizes TINY and SMALL"
-            .formatted(
-                settings.width, settings.blocks, settings.heads, settings.hiddenSize));
+            .formatted(settings.width, settings.blocks, settings.heads, settings.hiddenSize));
   }
 
   /**
@@ -407,9 +406,8 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
     }
 
     /**
-     * Native sparse attention, with GatedFWA as its window, in every n-th block: blocks n - 1,
-     * 2n - 1, ... Such a block sees all bytes before, and its cache grows with them. Default: 0,
-     * none.
+     * Native sparse attention, with GatedFWA as its window, in every n-th block: blocks n - 1, 2n -
+     * 1, ... Such a block sees all bytes before, and its cache grows with them. Default: 0, none.
      */
     public Builder nsaEvery(int nsaEvery) {
       this.nsaEvery = nsaEvery;

@@ -19,8 +19,8 @@ import org.nd4j.shade.jackson.databind.JsonNode;
 import org.nd4j.shade.jackson.databind.ObjectMapper;
 
 /**
- * The tensors of a safetensors file: 8 bytes with the length of a header in little-endian order, the
- * header in JSON (for each tensor its type, shape and place), and the numbers.
+ * The tensors of a safetensors file: 8 bytes with the length of a header in little-endian order,
+ * the header in JSON (for each tensor its type, shape and place), and the numbers.
  *
  * @param metadata the header's text entries
  * @param tensors FLOAT arrays by name, of types F16 and F32 in the file

@@ -167,7 +167,8 @@ public final class TextGenerator {
 
   /** Continues several texts at a time. */
   public List<Completion> generate(List<String> prompts, Listener listener) {
-    return generateFromBytes(prompts.stream().map(prompt -> prompt.getBytes(UTF_8)).toList(), listener);
+    return generateFromBytes(
+        prompts.stream().map(prompt -> prompt.getBytes(UTF_8)).toList(), listener);
   }
 
   /**

@@ -132,8 +132,7 @@ class PretrainedTest {
         .isInstanceOf(UnsupportedOperationException.class)
         .hasMessageContaining("width 64");
     assertThatThrownBy(
-            () ->
-                GatedFwaLM.builder().size(Size.TINY).build().initPretrained(PretrainedType.MNIST))
+            () -> GatedFwaLM.builder().size(Size.TINY).build().initPretrained(PretrainedType.MNIST))
         .isInstanceOf(UnsupportedOperationException.class);
   }
 

@@ -34,7 +34,15 @@ class TextGeneratorTest {
 
   @BeforeAll
   static void create() {
-    network = GatedFwaLM.builder().width(32).heads(2).blocks(2).hiddenSize(48).windowSize(16).build().init();
+    network =
+        GatedFwaLM.builder()
+            .width(32)
+            .heads(2)
+            .blocks(2)
+            .hiddenSize(48)
+            .windowSize(16)
+            .build()
+            .init();
     // Larger weights: far from uniform. No end of the text.
     network.params().muli(3);
     network.getLayer("output").getParam("b").putScalar(0, -100);
@@ -102,15 +110,14 @@ class TextGeneratorTest {
     for (int i = 0; i < 256; i++) {
       double expected = squared[i] / sum;
       double deviation = Math.sqrt(runs * expected * (1 - expected));
-      assertThat((double) counts[i]).isBetween(
-          runs * expected - 5 * deviation - 1, runs * expected + 5 * deviation + 1);
+      assertThat((double) counts[i])
+          .isBetween(runs * expected - 5 * deviation - 1, runs * expected + 5 * deviation + 1);
     }
   }
 
   @Test
   void theRepetitionPenaltyMakesRepetitionRarer() throws IOException {
-    TextGenerator.Builder likeliest =
-        TextGenerator.builder(sparse()).maxBytes(40).temperature(0);
+    TextGenerator.Builder likeliest = TextGenerator.builder(sparse()).maxBytes(40).temperature(0);
     long free = distinct(likeliest.build().generate(PROMPT));
     long penal = distinct(likeliest.repetitionPenalty(5).build().generate(PROMPT));
     assertThat(penal).isGreaterThan(free);
@@ -208,7 +215,8 @@ class TextGeneratorTest {
                 .graphBuilder()
                 .addInputs("in")
                 .setInputTypes(InputType.recurrent(1, RNNFormat.NWC))
-                .addLayer("lstm", new LSTM.Builder().nOut(4).dataFormat(RNNFormat.NWC).build(), "in")
+                .addLayer(
+                    "lstm", new LSTM.Builder().nOut(4).dataFormat(RNNFormat.NWC).build(), "in")
                 .addLayer(
                     "out",
                     new RnnOutputLayer.Builder().nOut(10).activation(Activation.SOFTMAX).build(),

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.examples;
 
+import io.github.gatedfwa.zoo.io.WholeFile;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.List;

@@ -4,6 +4,7 @@ import io.github.gatedfwa.layers.AttentionLayer;
 import io.github.gatedfwa.layers.DecoderBlock;
 import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
+import io.github.gatedfwa.zoo.io.WholeFile;
 import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.IOException;
 import java.nio.file.Files;

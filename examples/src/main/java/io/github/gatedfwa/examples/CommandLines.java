@@ -21,6 +21,19 @@ final class CommandLines {
     }
   }
 
+  /** Prints text at once; what would steer a terminal becomes U+FFFD. */
+  static void printText(PrintWriter out, String text) {
+    StringBuilder printable = new StringBuilder(text);
+    for (int i = 0; i < printable.length(); i++) {
+      char next = printable.charAt(i);
+      if (Character.isISOControl(next) && next != '\n' && next != '\t') {
+        printable.setCharAt(i, '\uFFFD');
+      }
+    }
+    out.print(printable);
+    out.flush();
+  }
+
   static CommandLine of(Callable<Integer> program) {
     return new CommandLine(program)
         .setOut(new PrintWriter(System.out, true, UTF_8))

@@ -5,6 +5,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import io.github.gatedfwa.layers.GateListener;
 import io.github.gatedfwa.layers.GateListener.Reading;
 import io.github.gatedfwa.layers.runtime.WindowedAttention;
+import io.github.gatedfwa.zoo.io.WholeFile;
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.awt.Color;
 import java.awt.Font;

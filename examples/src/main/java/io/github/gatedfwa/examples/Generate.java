@@ -2,9 +2,11 @@ package io.github.gatedfwa.examples;
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
+import io.github.gatedfwa.zoo.lm.TextGenerator;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.concurrent.Callable;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import picocli.CommandLine.Command;
@@ -61,7 +63,7 @@ public final class Generate implements Callable<Integer> {
     return 0;
   }
 
-  /** Prints a continuation of the prompt, each byte as it comes. */
+  /** Prints a continuation of the prompt, each character as it comes. */
   static void stream(
       ComputationGraph network,
       byte[] prompt,
@@ -70,18 +72,17 @@ public final class Generate implements Callable<Integer> {
       int topK,
       long seed,
       PrintWriter out) {
-    if (length < 1) {
-      throw new IllegalArgumentException("length must be at least 1, got " + length);
-    }
-    TextStream text = new TextStream(out);
-    int[] left = {length};
-    new ByteSampler(network, temperature, topK, seed)
-        .generate(
-            prompt,
-            next -> {
-              text.write(next);
-              return --left[0] > 0;
+    TextGenerator.builder(network)
+        .maxBytes(length)
+        .temperature(temperature)
+        .topK(topK)
+        .seed(seed)
+        .build()
+        .generateFromBytes(
+            List.of(prompt),
+            (index, piece) -> {
+              CommandLines.printText(out, piece);
+              return true;
             });
-    text.finish();
   }
 }

@@ -2,6 +2,7 @@ package io.github.gatedfwa.examples;
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
+import io.github.gatedfwa.zoo.io.WholeFile;
 import java.awt.Color;
 import java.io.IOException;
 import java.nio.file.Files;

@@ -4,6 +4,7 @@ import static java.nio.charset.StandardCharsets.US_ASCII;
 
 import io.github.gatedfwa.samediff.GatedFwaOps;
 import io.github.gatedfwa.samediff.SDGatedFwa;
+import io.github.gatedfwa.zoo.io.WholeFile;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Path;

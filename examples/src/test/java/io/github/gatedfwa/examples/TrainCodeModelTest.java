@@ -3,6 +3,7 @@ package io.github.gatedfwa.examples;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
+import io.github.gatedfwa.zoo.lm.TextGenerator;
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.io.IOException;
 import java.io.OutputStream;
@@ -165,24 +166,26 @@ class TrainCodeModelTest {
     for (int i = 0; i < prompt.length; i++) {
       prompt[i] = (byte) "class Type {\n".charAt(i % 13);
     }
-    List<Integer> generated = new ArrayList<>();
-    new ByteSampler(network, 0, 0, 1)
-        .generate(
-            prompt,
-            next -> {
-              generated.add(next);
-              return generated.size() < 20;
-            });
+    byte[] generated =
+        TextGenerator.builder(network)
+            .temperature(0)
+            .maxBytes(20)
+            .build()
+            .generateFromBytes(List.of(prompt), (index, piece) -> true)
+            .get(0)
+            .bytes();
+    assertThat(generated).hasSize(20);
     INDArray input = Nd4j.create(1, 1, prompt.length + 20);
     for (int t = 0; t < prompt.length; t++) {
       input.putScalar(0, 0, t + 1, prompt[t]);
     }
     for (int t = 0; t < 19; t++) {
-      input.putScalar(0, 0, prompt.length + 1 + t, generated.get(t));
+      input.putScalar(0, 0, prompt.length + 1 + t, Byte.toUnsignedInt(generated[t]));
     }
     INDArray likeliest = network.outputSingle(input).argMax(2);
     for (int t = 0; t < 20; t++) {
-      assertThat(likeliest.getInt(0, prompt.length + t)).isEqualTo(generated.get(t));
+      assertThat(likeliest.getInt(0, prompt.length + t))
+          .isEqualTo(Byte.toUnsignedInt(generated[t]));
     }
   }
 

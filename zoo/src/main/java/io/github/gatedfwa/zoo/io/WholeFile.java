@@ -1,4 +1,4 @@
-package io.github.gatedfwa.examples;
+package io.github.gatedfwa.zoo.io;
 
 import java.io.BufferedOutputStream;
 import java.io.IOException;
@@ -8,14 +8,21 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 
 /** Writes a file beside its place and renames it, so that a reader finds the old or the new one. */
-final class WholeFile {
+public final class WholeFile {
   private WholeFile() {}
 
-  interface Content {
+  /** What a file is to hold. */
+  public interface Content {
+    /** Writes all of it; the stream is buffered and is closed by the caller. */
     void writeTo(OutputStream stream) throws IOException;
   }
 
-  static void write(Path file, Content content) throws IOException {
+  /**
+   * Writes a file, and the folders above it that are missing.
+   *
+   * @throws IOException if that fails; what was there before is still there then
+   */
+  public static void write(Path file, Content content) throws IOException {
     Path absolute = file.toAbsolutePath();
     Files.createDirectories(absolute.getParent());
     Path part = absolute.resolveSibling(absolute.getFileName() + ".part");

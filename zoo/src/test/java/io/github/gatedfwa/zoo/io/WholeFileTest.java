@@ -1,4 +1,4 @@
-package io.github.gatedfwa.examples;
+package io.github.gatedfwa.zoo.io;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;

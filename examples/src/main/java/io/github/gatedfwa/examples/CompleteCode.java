@@ -1,0 +1,136 @@
+package io.github.gatedfwa.examples;
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import io.github.gatedfwa.zoo.lm.GatedFwaLM;
+import io.github.gatedfwa.zoo.lm.GatedFwaLM.Pretrained;
+import io.github.gatedfwa.zoo.lm.TextGenerator;
+import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.io.PrintWriter;
+import java.util.Locale;
+import java.util.concurrent.Callable;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+
+/** Completes Java code with a pretrained model of the zoo. */
+@Command(
+    name = "CompleteCode",
+    mixinStandardHelpOptions = true,
+    showDefaultValues = true,
+    description = {
+      "Completes Java code with a pretrained model.",
+      "Without --prompt it reads the start of a file from the terminal, up to an empty line, as"
+          + " often as you like."
+    })
+public final class CompleteCode implements Callable<Integer> {
+  private static final double NANOS = 1e9;
+
+  @Option(names = "--model", description = "one of ${COMPLETION-CANDIDATES}")
+  Pretrained model = Pretrained.SMALL_JAVA;
+
+  @Option(names = "--prompt", paramLabel = "TEXT", description = "the file's first characters")
+  String prompt;
+
+  @Option(names = "--length", description = "most bytes to write")
+  int length = 500;
+
+  @Option(
+      names = "--temperature",
+      description = "0: always the likeliest byte; 1: as the model predicts")
+  double temperature = 0.6;
+
+  @Option(names = "--top-k", description = "choose among this many likeliest bytes; 0: all")
+  int topK = 0;
+
+  @Option(
+      names = "--top-p",
+      description = "choose among the likeliest bytes of this probability together; 1: all")
+  double topP = 0.95;
+
+  @Option(names = "--repetition-penalty", description = "above 1: less repetition")
+  double repetitionPenalty = 1;
+
+  @Option(names = "--stop", paramLabel = "TEXT", description = "ends the text; may be repeated")
+  String[] stops = {};
+
+  @Option(names = "--seed", description = "another seed, another text")
+  long seed = 1;
+
+  @Spec CommandSpec spec;
+
+  /**
+   * Runs the program and ends the process with its exit code.
+   *
+   * @param arguments see {@code --help}
+   */
+  public static void main(String[] arguments) {
+    System.exit(CommandLines.of(new CompleteCode()).execute(arguments));
+  }
+
+  @Override
+  public Integer call() throws IOException {
+    ComputationGraph network = GatedFwaLM.builder().build().initPretrained(model);
+    TextGenerator generator =
+        TextGenerator.builder(network)
+            .temperature(temperature)
+            .topK(topK)
+            .topP(topP)
+            .repetitionPenalty(repetitionPenalty)
+            .stop(stops)
+            .maxBytes(length)
+            .seed(seed)
+            .build();
+    PrintWriter out = spec.commandLine().getOut();
+    if (prompt != null) {
+      complete(generator, prompt, out);
+      return 0;
+    }
+    out.println("Type the start of a Java file. An empty line completes it; Ctrl-D ends.");
+    // The terminal is nobody's to close.
+    BufferedReader in = new BufferedReader(new InputStreamReader(System.in, UTF_8));
+    for (String typed = readPrompt(in, out); typed != null; typed = readPrompt(in, out)) {
+      complete(generator, typed, out);
+    }
+    return 0;
+  }
+
+  /** Lines up to an empty one, the last without its end; null where there are no more. */
+  private static String readPrompt(BufferedReader in, PrintWriter out) throws IOException {
+    out.print("> ");
+    out.flush();
+    StringBuilder typed = null;
+    for (String line = in.readLine(); line != null; line = in.readLine()) {
+      if (line.isEmpty()) {
+        return typed == null ? "" : typed.toString();
+      }
+      typed = typed == null ? new StringBuilder(line) : typed.append('\n').append(line);
+    }
+    return typed == null ? null : typed.toString();
+  }
+
+  private static void complete(TextGenerator generator, String prompt, PrintWriter out) {
+    out.print(prompt);
+    out.flush();
+    long started = System.nanoTime();
+    Completion completion =
+        generator.generate(
+            prompt,
+            piece -> {
+              CommandLines.printText(out, piece);
+              return true;
+            });
+    double seconds = (System.nanoTime() - started) / NANOS;
+    out.printf(
+        Locale.ROOT,
+        "%n[%d bytes, %.0f a second; ended by %s]%n",
+        completion.bytes().length,
+        completion.bytes().length / seconds,
+        completion.reason().name().toLowerCase(Locale.ROOT));
+  }
+}

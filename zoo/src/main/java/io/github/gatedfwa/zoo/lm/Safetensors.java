@@ -1,0 +1,119 @@
+package io.github.gatedfwa.zoo.lm;
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileChannel.MapMode;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.stream.StreamSupport;
+import org.bytedeco.javacpp.indexer.HalfIndexer;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.shade.jackson.databind.JsonNode;
+import org.nd4j.shade.jackson.databind.ObjectMapper;
+
+/**
+ * The tensors of a safetensors file: 8 bytes with the length of a header in little-endian order,
+ * the header in JSON (for each tensor its type, shape and place), and the numbers.
+ *
+ * @param metadata the header's text entries
+ * @param tensors FLOAT arrays by name, of types F16 and F32 in the file
+ */
+record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) {
+  private static final int LENGTH_BYTES = 8;
+  private static final long LONGEST_HEADER = 1 << 24;
+
+  /**
+   * Reads a file. Nothing in it is trusted: every length and place is checked before it is used.
+   *
+   * @throws IOException if the file cannot be read or is not a safetensors file of F16 and F32
+   */
+  static Safetensors read(Path file) throws IOException {
+    ByteBuffer bytes;
+    try (FileChannel channel = FileChannel.open(file)) {
+      if (channel.size() > Integer.MAX_VALUE) {
+        throw broken(file, "it has " + channel.size() + " bytes; at most 2 GiB can be read", null);
+      }
+      bytes = channel.map(MapMode.READ_ONLY, 0, channel.size()).order(ByteOrder.LITTLE_ENDIAN);
+    }
+    long length = bytes.remaining() < LENGTH_BYTES ? -1 : bytes.getLong(0);
+    if (length < 0 || length > LONGEST_HEADER || length > bytes.remaining() - LENGTH_BYTES) {
+      throw broken(file, "no header of a length that fits the file", null);
+    }
+    byte[] json = new byte[(int) length];
+    bytes.get(LENGTH_BYTES, json);
+    JsonNode header;
+    try {
+      header = new ObjectMapper().readTree(new String(json, UTF_8));
+    } catch (IOException e) {
+      throw broken(file, "the header is not JSON", e);
+    }
+    if (header == null || !header.isObject()) {
+      throw broken(file, "the header is not a JSON object", null);
+    }
+    Map<String, String> metadata = new LinkedHashMap<>();
+    header
+        .path("__metadata__")
+        .fields()
+        .forEachRemaining(entry -> metadata.put(entry.getKey(), entry.getValue().asText()));
+    ByteBuffer data =
+        bytes.slice(LENGTH_BYTES + json.length, bytes.limit() - LENGTH_BYTES - json.length);
+    Map<String, INDArray> tensors = new LinkedHashMap<>();
+    for (var fields = header.fields(); fields.hasNext(); ) {
+      Map.Entry<String, JsonNode> entry = fields.next();
+      if (!entry.getKey().equals("__metadata__")) {
+        tensors.put(entry.getKey(), tensor(file, entry.getKey(), entry.getValue(), data));
+      }
+    }
+    return new Safetensors(metadata, tensors);
+  }
+
+  private static INDArray tensor(Path file, String name, JsonNode entry, ByteBuffer data)
+      throws IOException {
+    String type = entry.path("dtype").asText();
+    int size =
+        switch (type) {
+          case "F16" -> Short.BYTES;
+          case "F32" -> Float.BYTES;
+          default ->
+              throw broken(
+                  file, "tensor \"" + name + "\" is " + type + "; F16 and F32 can be read", null);
+        };
+    long[] shape =
+        StreamSupport.stream(entry.path("shape").spliterator(), false)
+            .mapToLong(JsonNode::asLong)
+            .toArray();
+    JsonNode place = entry.path("data_offsets");
+    long from = place.path(0).asLong(-1);
+    long to = place.path(1).asLong(-1);
+    long count = 1;
+    for (long side : shape) {
+      // A side is never larger than the file, so the product cannot overflow unnoticed.
+      count = side < 0 || side > data.limit() || count > data.limit() ? -1 : count * side;
+    }
+    if (from < 0 || to > data.limit() || count < 0 || to - from != count * size) {
+      throw broken(
+          file,
+          "tensor \"%s\" of %s %s lies at bytes %d to %d of %d"
+              .formatted(name, type, Arrays.toString(shape), from, to, data.limit()),
+          null);
+    }
+    ByteBuffer part = data.slice((int) from, (int) (to - from)).order(ByteOrder.LITTLE_ENDIAN);
+    float[] values = new float[(int) count];
+    for (int i = 0; i < values.length; i++) {
+      values[i] =
+          size == Float.BYTES ? part.getFloat() : HalfIndexer.toFloat(part.getShort() & 0xffff);
+    }
+    return Nd4j.createFromArray(values).reshape(shape);
+  }
+
+  private static IOException broken(Path file, String problem, Exception cause) {
+    return new IOException(file + " is not a safetensors file as expected: " + problem, cause);
+  }
+}

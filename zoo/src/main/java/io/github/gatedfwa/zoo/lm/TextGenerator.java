@@ -1,0 +1,452 @@
+package io.github.gatedfwa.zoo.lm;
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import io.github.gatedfwa.layers.GatedFWALayer;
+import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.SplittableRandom;
+import java.util.function.Predicate;
+import java.util.stream.IntStream;
+import org.deeplearning4j.nn.api.Layer;
+import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.NDArrayIndex;
+
+/**
+ * Lets a language model over bytes continue texts, byte by byte through {@code rnnTimeStep}.
+ *
+ * <p>The network is one as {@link GatedFwaLM} makes: input [minibatch, 1, time], output [minibatch,
+ * time, 256] probabilities. Memory and time per byte do not grow with the length: each layer keeps
+ * its last {@code windowSize - 1} keys and values. A prompt is read in chunks, and of a long one
+ * only the end that can still be seen: with {@link GatedFWALayer}s alone, their windows added up.
+ *
+ * <p>The next byte is drawn in this order: the repetition penalty changes the model's
+ * probabilities; the temperature flattens or sharpens them; topK and then topP leave only the
+ * likeliest; a random number decides. The same seed gives the same text.
+ *
+ * <p>A prompt may be empty (a new file begins), may hold bytes that are not UTF-8, and may be of
+ * any length. What a model writes need not be UTF-8 either: in text, broken characters become
+ * U+FFFD.
+ *
+ * <p>Not thread-safe: generating uses, and clears, the network's stored state.
+ */
+public final class TextGenerator {
+  /** Time steps of a chunk of a prompt: bounds the memory that reading it takes. */
+  private static final int CHUNK = 1024;
+
+  private final ComputationGraph network;
+  private final double temperature;
+  private final int topK;
+  private final double topP;
+  private final double repetitionPenalty;
+  private final int repetitionWindow;
+  private final int maxBytes;
+  private final List<byte[]> stops;
+  private final long seed;
+  private final long reach;
+
+  private TextGenerator(Builder builder) {
+    network = builder.network;
+    temperature = builder.temperature;
+    topK = builder.topK;
+    topP = builder.topP;
+    repetitionPenalty = builder.repetitionPenalty;
+    repetitionWindow = builder.repetitionWindow;
+    maxBytes = builder.maxBytes;
+    stops = builder.stops.stream().map(stop -> stop.getBytes(UTF_8)).toList();
+    seed = builder.seed;
+    check(
+        temperature >= 0 && Double.isFinite(temperature),
+        "temperature",
+        temperature,
+        "must be 0 or greater");
+    check(topK >= 0, "topK", topK, "must be 0 (all) or greater");
+    check(topP > 0 && topP <= 1, "topP", topP, "must be above 0 and at most 1 (all)");
+    check(
+        repetitionPenalty >= 1 && Double.isFinite(repetitionPenalty),
+        "repetitionPenalty",
+        repetitionPenalty,
+        "must be 1 (none) or greater");
+    check(repetitionWindow >= 1, "repetitionWindow", repetitionWindow, "must be at least 1");
+    check(maxBytes >= 1, "maxBytes", maxBytes, "must be at least 1");
+    check(stops.stream().allMatch(stop -> stop.length > 0), "stop", "\"\"", "must not be empty");
+    check(
+        network.getNumInputArrays() == 1
+            && network.getNumOutputArrays() == 1
+            && network.getOutputLayer(0).conf().getLayer() instanceof FeedForwardLayer output
+            && output.getNOut() == GatedFwaLM.BYTES,
+        "network",
+        network.getConfiguration().getNetworkOutputs(),
+        "must have one input and one output of 256 probabilities");
+    reach = reach(network);
+  }
+
+  private static void check(boolean condition, String name, Object value, String allowed) {
+    if (!condition) {
+      throw new IllegalArgumentException("TextGenerator: " + name + " = " + value + ": " + allowed);
+    }
+  }
+
+  /** How many bytes, counted back from the newest, the network's output can depend on. */
+  static long reach(ComputationGraph network) {
+    long reach = 1;
+    for (Layer layer : network.getLayers()) {
+      if (layer.conf().getLayer() instanceof GatedFWALayer attention) {
+        boolean shifts = attention.isKeyShift() || attention.isValueShift();
+        reach += attention.getWindowSize() - (shifts ? 0 : 1);
+      } else if (layer instanceof org.deeplearning4j.nn.api.layers.RecurrentLayer) {
+        return Long.MAX_VALUE;
+      }
+    }
+    return reach;
+  }
+
+  /** Starts a generator for a network. */
+  public static Builder builder(ComputationGraph network) {
+    return new Builder(network);
+  }
+
+  /** Why a completion ended. */
+  public enum Reason {
+    /** It has maxBytes bytes. */
+    LENGTH,
+    /** A stop string came, which is not part of the completion. */
+    STOP,
+    /** The model ended the text. */
+    END,
+    /** The listener wanted no more. */
+    LISTENER
+  }
+
+  /**
+   * What the model wrote after a prompt.
+   *
+   * @param text as UTF-8, broken characters as U+FFFD
+   * @param bytes what it wrote, exactly
+   * @param reason why it ended
+   */
+  public record Completion(String text, byte[] bytes, Reason reason) {}
+
+  /** Takes text as it is written. */
+  @FunctionalInterface
+  public interface Listener {
+    /**
+     * Takes the next piece of a completion: whole characters, and nothing that may turn out to be
+     * the start of a stop string.
+     *
+     * @param prompt place of the prompt in its list
+     * @param piece at least one character; all pieces of a completion together are its text
+     * @return whether to go on with this completion
+     */
+    boolean onText(int prompt, String piece);
+  }
+
+  /** Continues one text. */
+  public Completion generate(String prompt) {
+    return generate(prompt, piece -> true);
+  }
+
+  /**
+   * Continues one text.
+   *
+   * @param listener takes each piece as it is written and answers whether to go on
+   */
+  public Completion generate(String prompt, Predicate<String> listener) {
+    return generate(List.of(prompt), (index, piece) -> listener.test(piece)).get(0);
+  }
+
+  /** Continues several texts at a time, each with random numbers of its own. */
+  public List<Completion> generate(List<String> prompts) {
+    return generate(prompts, (prompt, piece) -> true);
+  }
+
+  /** Continues several texts at a time. */
+  public List<Completion> generate(List<String> prompts, Listener listener) {
+    return generateFromBytes(
+        prompts.stream().map(prompt -> prompt.getBytes(UTF_8)).toList(), listener);
+  }
+
+  /**
+   * Continues several texts at a time: all take each step together, and a text whose prompt is
+   * longer reads on while others are already written.
+   *
+   * @param prompts any bytes
+   * @return the completions, in the order of the prompts
+   */
+  public List<Completion> generateFromBytes(List<byte[]> prompts, Listener listener) {
+    if (prompts.isEmpty()) {
+      return List.of();
+    }
+    List<Stream> streams = new ArrayList<>();
+    for (int i = 0; i < prompts.size(); i++) {
+      streams.add(new Stream(i, prompts.get(i), listener));
+    }
+    network.rnnClearPreviousState();
+    try {
+      int common = streams.stream().mapToInt(stream -> stream.prompt.length).min().getAsInt();
+      double[][] probabilities = null;
+      for (int from = 0; from < common; from += CHUNK) {
+        probabilities = step(streams, from, Math.min(common, from + CHUNK));
+      }
+      for (int at = common; ; at++) {
+        for (Stream stream : streams) {
+          if (stream.reason == null && at >= stream.prompt.length) {
+            stream.accept(draw(probabilities[stream.index], stream));
+          }
+        }
+        if (streams.stream().allMatch(stream -> stream.reason != null)) {
+          return streams.stream().map(Stream::completion).toList();
+        }
+        probabilities = step(streams, at, at + 1);
+      }
+    } finally {
+      network.rnnClearPreviousState();
+    }
+  }
+
+  /** Feeds the tokens at [from, to) of every stream and gives the distributions after them. */
+  private double[][] step(List<Stream> streams, int from, int to) {
+    int time = to - from;
+    float[] tokens = new float[streams.size() * time];
+    for (Stream stream : streams) {
+      for (int t = 0; t < time; t++) {
+        tokens[stream.index * time + t] = stream.token(from + t);
+      }
+    }
+    INDArray input =
+        Nd4j.createFromArray(tokens)
+            .reshape(streams.size(), 1, time)
+            .castTo(network.getConfiguration().getDataType());
+    INDArray output = network.rnnTimeStep(input)[0];
+    return output
+        .get(NDArrayIndex.all(), NDArrayIndex.point(time - 1), NDArrayIndex.all())
+        .dup('c')
+        .reshape(streams.size(), GatedFwaLM.BYTES)
+        .toDoubleMatrix();
+  }
+
+  private int draw(double[] probabilities, Stream stream) {
+    double[] p = probabilities.clone();
+    if (repetitionPenalty > 1) {
+      stream.recent().forEach(seen -> p[seen] = Math.pow(p[seen], repetitionPenalty));
+    }
+    int[] likeliest =
+        IntStream.range(0, p.length)
+            .boxed()
+            .sorted((a, b) -> Double.compare(p[b], p[a]))
+            .mapToInt(Integer::intValue)
+            .limit(topK == 0 ? p.length : topK)
+            .toArray();
+    if (temperature == 0) {
+      return likeliest[0];
+    }
+    double[] weights = new double[likeliest.length];
+    for (int i = 0; i < weights.length; i++) {
+      // Relative to the likeliest: a small temperature must not underflow all weights to 0.
+      weights[i] = Math.pow(p[likeliest[i]] / p[likeliest[0]], 1 / temperature);
+    }
+    int kept = 0;
+    double sum = 0;
+    double enough = topP * Arrays.stream(weights).sum();
+    while (kept < weights.length && (kept == 0 || sum < enough)) {
+      sum += weights[kept++];
+    }
+    double left = stream.random.nextDouble() * sum;
+    for (int i = 0; i < kept; i++) {
+      left -= weights[i];
+      if (left < 0) {
+        return likeliest[i];
+      }
+    }
+    return likeliest[0];
+  }
+
+  /** One text of a batch: what has been read and written of it. */
+  private final class Stream {
+    private final int index;
+    private final Listener listener;
+    private final SplittableRandom random;
+    private final Utf8Decoder decoder = new Utf8Decoder();
+    private final StringBuilder text = new StringBuilder();
+
+    /** What is fed before the first byte is drawn, at least one token. */
+    private final byte[] prompt;
+
+    private byte[] written = new byte[Math.min(maxBytes, 256)];
+    private int length;
+
+    /** How many of the written bytes the listener has got. */
+    private int told;
+
+    private Reason reason; // null until it has ended
+
+    private Stream(int index, byte[] bytes, Listener listener) {
+      this.index = index;
+      this.listener = listener;
+      // The generator of random numbers mixes the seed: neighbours are unrelated.
+      random = new SplittableRandom(seed + index);
+      byte[] start = {TextWindowSequenceRecordReader.START};
+      if (bytes.length >= reach) {
+        prompt = Arrays.copyOfRange(bytes, (int) (bytes.length - reach), bytes.length);
+      } else {
+        prompt = Arrays.copyOf(start, 1 + bytes.length);
+        System.arraycopy(bytes, 0, prompt, 1, bytes.length);
+      }
+    }
+
+    /** The token at a place; what follows the end of a completion does not matter. */
+    private int token(int at) {
+      if (at < prompt.length) {
+        return Byte.toUnsignedInt(prompt[at]);
+      }
+      return at - prompt.length < length ? Byte.toUnsignedInt(written[at - prompt.length]) : 0;
+    }
+
+    /** The last bytes, read or written, for the repetition penalty. */
+    private IntStream recent() {
+      int end = prompt.length + length;
+      return IntStream.range(Math.max(0, end - repetitionWindow), end).map(this::token).distinct();
+    }
+
+    private void accept(int next) {
+      if (next == TextWindowSequenceRecordReader.START) {
+        end(Reason.END);
+        return;
+      }
+      if (length == written.length) {
+        written = Arrays.copyOf(written, (int) Math.min(maxBytes, 2L * length));
+      }
+      written[length++] = (byte) next;
+      for (byte[] stop : stops) {
+        if (length >= stop.length && endsWithStartOf(stop, stop.length)) {
+          length -= stop.length;
+          end(Reason.STOP);
+          return;
+        }
+      }
+      if (length == maxBytes) {
+        end(Reason.LENGTH);
+      } else if (!tell(length - heldBack(), false)) {
+        reason = Reason.LISTENER;
+      }
+    }
+
+    private void end(Reason why) {
+      reason = why;
+      tell(length, true);
+    }
+
+    /** How many of the last bytes may turn out to be the start of a stop string. */
+    private int heldBack() {
+      int most = 0;
+      for (byte[] stop : stops) {
+        for (int n = Math.min(stop.length - 1, length); n > most; n--) {
+          if (endsWithStartOf(stop, n)) {
+            most = n;
+          }
+        }
+      }
+      return most;
+    }
+
+    private boolean endsWithStartOf(byte[] stop, int n) {
+      return Arrays.equals(written, length - n, length, stop, 0, n);
+    }
+
+    private boolean tell(int until, boolean last) {
+      String piece = until > told || last ? decoder.decode(written, told, until, last) : "";
+      told = Math.max(told, until);
+      text.append(piece);
+      return piece.isEmpty() || listener.onText(index, piece);
+    }
+
+    private Completion completion() {
+      return new Completion(text.toString(), Arrays.copyOf(written, length), reason);
+    }
+  }
+
+  /** Builder of {@link TextGenerator}. */
+  public static final class Builder {
+    private final ComputationGraph network;
+    private double temperature = 1;
+    private int topK;
+    private double topP = 1;
+    private double repetitionPenalty = 1;
+    private int repetitionWindow = 64;
+    private int maxBytes = 500;
+    private List<String> stops = List.of();
+    private long seed = 1;
+
+    private Builder(ComputationGraph network) {
+      this.network = network;
+    }
+
+    /** 0: always the likeliest byte; 1, the default: as the model predicts. */
+    public Builder temperature(double temperature) {
+      this.temperature = temperature;
+      return this;
+    }
+
+    /** Choose among this many likeliest bytes. Default: 0, all. */
+    public Builder topK(int topK) {
+      this.topK = topK;
+      return this;
+    }
+
+    /**
+     * Choose among the fewest likeliest bytes that have this probability together. Default: 1, all.
+     */
+    public Builder topP(double topP) {
+      this.topP = topP;
+      return this;
+    }
+
+    /**
+     * Exponent of the probability of a byte that is among the last {@link #repetitionWindow} ones.
+     * Default: 1, none; above, repetition becomes less likely.
+     */
+    public Builder repetitionPenalty(double repetitionPenalty) {
+      this.repetitionPenalty = repetitionPenalty;
+      return this;
+    }
+
+    /** How many bytes back the repetition penalty looks. Default: 64. */
+    public Builder repetitionWindow(int repetitionWindow) {
+      this.repetitionWindow = repetitionWindow;
+      return this;
+    }
+
+    /** Most bytes of a completion. Default: 500. */
+    public Builder maxBytes(int maxBytes) {
+      this.maxBytes = maxBytes;
+      return this;
+    }
+
+    /** Strings that end a completion; the first one to be complete counts. Default: none. */
+    public Builder stop(String... stops) {
+      this.stops = List.of(stops);
+      return this;
+    }
+
+    /** Another seed, another text. Default: 1. */
+    public Builder seed(long seed) {
+      this.seed = seed;
+      return this;
+    }
+
+    /**
+     * The generator.
+     *
+     * @throws IllegalArgumentException if a setting is not allowed, or if the network's output is
+     *     not of 256 probabilities
+     */
+    public TextGenerator build() {
+      return new TextGenerator(this);
+    }
+  }
+}

@@ -1,0 +1,309 @@
+package io.github.gatedfwa.zoo.lm;
+
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
+import io.github.gatedfwa.zoo.lm.TextGenerator.Reason;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.List;
+import java.util.SplittableRandom;
+import java.util.function.UnaryOperator;
+import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.LSTM;
+import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
+import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.nd4j.linalg.activations.Activation;
+import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
+
+class TextGeneratorTest {
+  private static final String PROMPT = "public class ";
+
+  /** Weights are random: it writes nonsense, but any byte depends on all that it may see. */
+  private static ComputationGraph network;
+
+  @BeforeAll
+  static void create() {
+    network =
+        GatedFwaLM.builder()
+            .width(32)
+            .heads(2)
+            .blocks(2)
+            .hiddenSize(48)
+            .windowSize(16)
+            .build()
+            .init();
+    // Larger weights: far from uniform. No end of the text.
+    network.params().muli(3);
+    network.getLayer("output").getParam("b").putScalar(0, -100);
+  }
+
+  private static Completion generate(String prompt, UnaryOperator<TextGenerator.Builder> settings) {
+    return settings.apply(TextGenerator.builder(network)).build().generate(prompt);
+  }
+
+  @Test
+  void theSameSeedGivesTheSameText() {
+    Completion first = generate(PROMPT, b -> b.maxBytes(100).seed(5));
+    assertThat(first.bytes()).hasSize(100);
+    assertThat(first.reason()).isEqualTo(Reason.LENGTH);
+    assertThat(first.text()).isEqualTo(new String(first.bytes(), UTF_8));
+    assertThat(generate(PROMPT, b -> b.maxBytes(100).seed(5)).bytes()).isEqualTo(first.bytes());
+    assertThat(generate(PROMPT, b -> b.maxBytes(100).seed(6)).bytes()).isNotEqualTo(first.bytes());
+  }
+
+  @Test
+  void withoutTemperatureEachByteIsTheLikeliestOfAFullPass() {
+    byte[] written = generate(PROMPT, b -> b.maxBytes(40).temperature(0)).bytes();
+    byte[] text = (PROMPT + new String(written, ISO_8859_1)).getBytes(ISO_8859_1);
+    double[][] p = probabilities(text);
+    for (int i = 0; i < written.length; i++) {
+      double[] row = p[PROMPT.length() + i];
+      // Row t is what follows t bytes; rounding may turn near ties.
+      assertThat(row[Byte.toUnsignedInt(written[i])])
+          .isGreaterThan(Arrays.stream(row).max().getAsDouble() - 1e-5);
+    }
+    assertThat(generate(PROMPT, b -> b.maxBytes(40).topK(1)).bytes()).isEqualTo(written);
+    assertThat(generate(PROMPT, b -> b.maxBytes(40).topP(1e-9)).bytes()).isEqualTo(written);
+  }
+
+  @Test
+  void topKAndTopPKeepToTheLikeliest() {
+    byte[] text = generate(PROMPT, b -> b.maxBytes(200).topK(3)).bytes();
+    double[][] p = probabilities((PROMPT + new String(text, ISO_8859_1)).getBytes(ISO_8859_1));
+    for (int i = 0; i < text.length; i++) {
+      double[] row = p[PROMPT.length() + i];
+      double[] sorted = Arrays.stream(row).sorted().toArray();
+      assertThat(row[Byte.toUnsignedInt(text[i])]).isGreaterThan(sorted[253] - 1e-5);
+    }
+    text = generate(PROMPT, b -> b.maxBytes(200).topP(0.5)).bytes();
+    p = probabilities((PROMPT + new String(text, ISO_8859_1)).getBytes(ISO_8859_1));
+    for (int i = 0; i < text.length; i++) {
+      double[] row = p[PROMPT.length() + i];
+      double own = row[Byte.toUnsignedInt(text[i])];
+      double likelier = Arrays.stream(row).filter(other -> other > own + 1e-6).sum();
+      assertThat(likelier).isLessThan(0.5 + 1e-5);
+    }
+  }
+
+  @Test
+  void frequenciesFollowTheModelAndTheTemperature() {
+    double[] p = probabilities(new byte[0])[0];
+    double[] squared = Arrays.stream(p).map(x -> x * x).toArray();
+    double sum = Arrays.stream(squared).sum();
+    int runs = 400;
+    int[] counts = new int[256];
+    TextGenerator.Builder one = TextGenerator.builder(network).maxBytes(1).temperature(0.5);
+    for (Completion c : one.build().generate(Collections.nCopies(runs, ""))) {
+      counts[c.bytes().length == 0 ? 0 : Byte.toUnsignedInt(c.bytes()[0])]++;
+    }
+    for (int i = 0; i < 256; i++) {
+      double expected = squared[i] / sum;
+      double deviation = Math.sqrt(runs * expected * (1 - expected));
+      assertThat((double) counts[i])
+          .isBetween(runs * expected - 5 * deviation - 1, runs * expected + 5 * deviation + 1);
+    }
+  }
+
+  @Test
+  void theRepetitionPenaltyMakesRepetitionRarer() throws IOException {
+    TextGenerator.Builder likeliest = TextGenerator.builder(sparse()).maxBytes(40).temperature(0);
+    long free = distinct(likeliest.build().generate(PROMPT));
+    long penal = distinct(likeliest.repetitionPenalty(5).build().generate(PROMPT));
+    assertThat(penal).isGreaterThan(free);
+  }
+
+  private static long distinct(Completion completion) {
+    return new String(completion.bytes(), ISO_8859_1).chars().distinct().count();
+  }
+
+  @Test
+  void aBatchGivesWhatEachPromptGivesAlone() {
+    List<String> prompts = List.of("", "int x = ", "import java.util.List;\n\npublic class Main {");
+    TextGenerator generator = TextGenerator.builder(network).maxBytes(60).temperature(0).build();
+    List<Completion> together = generator.generate(prompts);
+    for (int i = 0; i < prompts.size(); i++) {
+      assertThat(together.get(i).bytes()).isEqualTo(generator.generate(prompts.get(i)).bytes());
+    }
+    assertThat(generator.generate(List.of())).isEmpty();
+  }
+
+  @Test
+  void textsOfABatchEndEachForItself() {
+    List<String> pieces = new ArrayList<>();
+    List<Completion> both =
+        TextGenerator.builder(network)
+            .maxBytes(50)
+            .build()
+            .generate(
+                List.of("a", "a longer prompt"),
+                (prompt, piece) -> {
+                  if (prompt == 0) {
+                    pieces.add(piece);
+                  }
+                  return prompt == 1 || pieces.size() < 3;
+                });
+    assertThat(both.get(0).reason()).isEqualTo(Reason.LISTENER);
+    assertThat(both.get(0).text()).isEqualTo(String.join("", pieces));
+    assertThat(both.get(1).reason()).isEqualTo(Reason.LENGTH);
+    assertThat(both.get(1).bytes()).hasSize(50);
+  }
+
+  @Test
+  void aStopStringEndsTheTextAndIsNotShown() {
+    byte[] written = generate(PROMPT, b -> b.maxBytes(60).topK(3)).bytes();
+    // Three bytes of ASCII that it writes somewhere; others of the stops never come.
+    int at = 0;
+    while (written[at] < 1 || written[at + 1] < 1 || written[at + 2] < 1) {
+      at++;
+    }
+    String stop = new String(written, at, 3, ISO_8859_1);
+    int first = new String(written, ISO_8859_1).indexOf(stop);
+    StringBuilder heard = new StringBuilder();
+    Completion stopped =
+        TextGenerator.builder(network)
+            .maxBytes(60)
+            .topK(3)
+            .stop(stop + "never", stop)
+            .build()
+            .generate(
+                PROMPT,
+                piece -> {
+                  heard.append(piece);
+                  return true;
+                });
+    assertThat(stopped.reason()).isEqualTo(Reason.STOP);
+    assertThat(stopped.bytes()).isEqualTo(Arrays.copyOf(written, first));
+    assertThat(heard.toString()).isEqualTo(stopped.text());
+  }
+
+  @Test
+  void aLongPromptGivesWhatItsFullTextGives() {
+    // Reach: 2 blocks of 16 and the newest byte. What lies before it does not count.
+    byte[] random = new byte[10_000_000];
+    new SplittableRandom(1).nextBytes(random);
+    byte[] end = Arrays.copyOfRange(random, random.length - 200, random.length);
+    TextGenerator generator = TextGenerator.builder(network).maxBytes(30).temperature(0).build();
+    byte[] ofAll =
+        generator.generateFromBytes(List.of(random), (prompt, piece) -> true).get(0).bytes();
+    byte[] text = new byte[end.length + ofAll.length];
+    System.arraycopy(end, 0, text, 0, end.length);
+    System.arraycopy(ofAll, 0, text, end.length, ofAll.length);
+    double[][] p = probabilities(text);
+    for (int i = 0; i < ofAll.length; i++) {
+      double[] row = p[end.length + i];
+      assertThat(row[Byte.toUnsignedInt(ofAll[i])])
+          .isGreaterThan(Arrays.stream(row).max().getAsDouble() - 1e-5);
+    }
+  }
+
+  @Test
+  void aNetworkOfOtherTokensIsRefused() {
+    ComputationGraph lstm =
+        new ComputationGraph(
+            new NeuralNetConfiguration.Builder()
+                .graphBuilder()
+                .addInputs("in")
+                .setInputTypes(InputType.recurrent(1, RNNFormat.NWC))
+                .addLayer(
+                    "lstm", new LSTM.Builder().nOut(4).dataFormat(RNNFormat.NWC).build(), "in")
+                .addLayer(
+                    "out",
+                    new RnnOutputLayer.Builder().nOut(10).activation(Activation.SOFTMAX).build(),
+                    "lstm")
+                .setOutputs("out")
+                .build());
+    lstm.init();
+    assertThatThrownBy(() -> TextGenerator.builder(lstm).build())
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("must have one input and one output of 256 probabilities");
+  }
+
+  @Test
+  void onlySparseAttentionSeesTheWholePrompt() throws IOException {
+    // Two blocks see 15 bytes back and, by the token shift, one more.
+    assertThat(TextGenerator.reach(network)).isEqualTo(1 + 2 * 16);
+    assertThat(TextGenerator.reach(sparse())).isEqualTo(Long.MAX_VALUE);
+  }
+
+  private static ComputationGraph sparse() throws IOException {
+    return SafetensorsImporter.read(
+        PretrainedTest.resource("random-nsa.safetensors"), GatedFwaLM.builder());
+  }
+
+  @Test
+  void theModelEndsTheText() {
+    ComputationGraph ending = network.clone();
+    ending.getLayer("output").getParam("b").putScalar(0, 1000);
+    Completion completion = TextGenerator.builder(ending).build().generate(PROMPT);
+    assertThat(completion.reason()).isEqualTo(Reason.END);
+    assertThat(completion.bytes()).isEmpty();
+    assertThat(completion.text()).isEmpty();
+  }
+
+  @Test
+  void brokenTextIsReadAndShown() {
+    byte[] broken = {(byte) 0xff, 'a', (byte) 0xc3, 0, (byte) 0xe2, (byte) 0x82};
+    Completion completion =
+        TextGenerator.builder(network)
+            .maxBytes(200)
+            .build()
+            .generateFromBytes(List.of(broken), (prompt, piece) -> true)
+            .get(0);
+    assertThat(completion.text()).isEqualTo(new String(completion.bytes(), UTF_8));
+  }
+
+  @Test
+  void charactersComeWhole() {
+    byte[] bytes = "aé€😀".getBytes(UTF_8);
+    Utf8Decoder decoder = new Utf8Decoder();
+    List<String> pieces = new ArrayList<>();
+    for (int i = 0; i < bytes.length; i++) {
+      pieces.add(decoder.decode(bytes, i, i + 1, false));
+    }
+    pieces.removeIf(String::isEmpty);
+    assertThat(pieces).containsExactly("a", "é", "€", "😀");
+    assertThat(decoder.decode(bytes, 1, 2, true)).isEqualTo("\ufffd");
+    assertThat(decoder.decode(bytes, 0, 1, true)).isEqualTo("a");
+  }
+
+  @Test
+  void aWrongSettingIsNamed() {
+    assertRefused("temperature", b -> b.temperature(-1));
+    assertRefused("temperature", b -> b.temperature(Double.NaN));
+    assertRefused("topK", b -> b.topK(-1));
+    assertRefused("topP", b -> b.topP(0));
+    assertRefused("topP", b -> b.topP(1.1));
+    assertRefused("repetitionPenalty", b -> b.repetitionPenalty(0.9));
+    assertRefused("repetitionWindow", b -> b.repetitionWindow(0));
+    assertRefused("maxBytes", b -> b.maxBytes(0));
+    assertRefused("stop", b -> b.stop(""));
+  }
+
+  private static void assertRefused(String name, UnaryOperator<TextGenerator.Builder> settings) {
+    assertThatThrownBy(() -> settings.apply(TextGenerator.builder(network)).build())
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("TextGenerator: " + name + " = ");
+  }
+
+  /** Row t: the distribution after the first t bytes of a file. */
+  private static double[][] probabilities(byte[] text) {
+    float[] tokens = new float[text.length + 1];
+    for (int i = 0; i < text.length; i++) {
+      tokens[i + 1] = Byte.toUnsignedInt(text[i]);
+    }
+    INDArray output =
+        network.outputSingle(Nd4j.createFromArray(tokens).reshape(1, 1, tokens.length));
+    return output.reshape(tokens.length, GatedFwaLM.BYTES).toDoubleMatrix();
+  }
+}

@@ -45,6 +45,16 @@ Selection selectKernelFor(const NsaProblem& p, int64_t widest, const Device& dev
   return {Kernel::MmaSync, "tensor cores, mma.sync"};
 }
 
+/// dk and dv by wgmma: the copy engine gathers whole tokens, and knows of no mask.
+Selection selectBackward(const NsaProblem& p, int64_t unitKeys, Selection s, const Device& device) {
+  const int64_t group = groupOf(p);
+  const bool tiles = group == 8 || group == 16 || group == 32 || group == 64;
+  if (s.kernel == Kernel::MmaSync && device.major == 9 && device.minor == 0 && tiles && unitKeys % kNsaTile == 0 &&
+      !p.mask.data && tensorMapsAvailable())
+    return {Kernel::Hopper, "tensor cores; dk and dv by wgmma and TMA"};
+  return s;
+}
+
 struct KeyBits {
   const uint64_t* bits = nullptr;
   int64_t words = 0;
@@ -105,7 +115,7 @@ NsaLists lists(Call& call, const Problem& p, const Device& device, bool split) {
 }
 
 template <typename T, typename Rule, typename Problem>
-NsaArgs<T, Rule> commonArgs(Call& call, Kernel kernel, const Problem& p) {
+NsaArgs<T, Rule> commonArgs(Call& call, Kernel kernel, const Problem& p, const Device& device) {
   NsaArgs<T, Rule> a{};
   const int64_t keys = keysOf(p);
   const KeyBits bits = keyBits(call, p, keys);
@@ -114,6 +124,10 @@ NsaArgs<T, Rule> commonArgs(Call& call, Kernel kernel, const Problem& p) {
   a.q = rows<T>(call, kernel, p.q, p.batch, p.queryLength, p.heads, p.headSize);
   a.k = rows<T>(call, kernel, p.k, p.batch, keys, p.kvHeads, p.headSize);
   a.v = rows<T>(call, kernel, p.v, p.batch, keys, p.kvHeads, p.valueSize);
+  const auto legal = [&](const Rows<T>& x) {
+    return tensorMapLegal({x.data, {x.batch, x.row, x.head, 1}}, p.batch, keys, p.kvHeads, x.width, sizeof(T));
+  };
+  a.bulk = device.major >= 9 && tensorMapsAvailable() && legal(a.k) && legal(a.v);
   a.N = static_cast<int>(p.queryLength);
   a.M = static_cast<int>(p.keyLength);
   a.H = static_cast<int>(p.heads);
@@ -130,7 +144,7 @@ NsaArgs<T, Rule> commonArgs(Call& call, Kernel kernel, const Problem& p) {
 template <typename T, typename Problem>
 void forwardMma(Call& call, Kernel kernel, const NsaForward<Problem>& p, const Device& device) {
   using Rule = decltype(ruleOf(p));
-  NsaArgs<T, Rule> a = commonArgs<T, Rule>(call, kernel, p);
+  NsaArgs<T, Rule> a = commonArgs<T, Rule>(call, kernel, p, device);
   a.o = outRows<T>(p.o, p.valueSize);
   a.lse = static_cast<float*>(p.lse.data);
   a.lseBatch = p.lse.strides[0];
@@ -157,7 +171,7 @@ cudaError_t rowStatistics(const NsaBackward<Problem>& p, Span queries, float* ls
 template <typename T, typename Problem>
 void backwardMma(Call& call, Kernel kernel, const NsaBackward<Problem>& p, const Device& device) {
   using Rule = decltype(ruleOf(p));
-  NsaArgs<T, Rule> a = commonArgs<T, Rule>(call, kernel, p);
+  NsaArgs<T, Rule> a = commonArgs<T, Rule>(call, kernel, p, device);
   const int head = paddedHead(p);
   a.dO = rows<T>(call, kernel, p.dO, p.batch, p.queryLength, p.heads, p.valueSize);
   a.dq = outRows<T>(p.dq, p.headSize);
@@ -175,7 +189,10 @@ void backwardMma(Call& call, Kernel kernel, const NsaBackward<Problem>& p, const
   a.lists = lists(call, p, device, true);
   if (a.lists.blocks == 0) return;
   a.partials = call.arena.take<float>(a.lists.mostPartials * a.lists.subTiles() * 2 * kNsaTile * head);
-  call.launch([&] { return launchNsaDkDv<T, Rule>(a, head, call.stream); });
+  call.launch([&] {
+    return kernel == Kernel::Hopper ? launchNsaDkDvHopper<T, Rule>(a, head, call.stream)
+                                    : launchNsaDkDv<T, Rule>(a, head, call.stream);
+  });
   if (a.lists.mostPartials > 0) call.launch([&] { return launchNsaReduce<T, Rule>(a, head, call.stream); });
 }
 
@@ -326,13 +343,15 @@ Result runBackward(const Params& p, const Device& device, void* memory, size_t b
 
 }  // namespace
 
-Selection selectNsaKernel(const NsaCompressedProblem& p, const Device& device, bool) {
-  return selectKernelFor(p, std::max(p.blockLength, p.stride), device);
+Selection selectNsaKernel(const NsaCompressedProblem& p, const Device& device, bool isBackward) {
+  const Selection s = selectKernelFor(p, std::max(p.blockLength, p.stride), device);
+  return isBackward ? selectBackward(p, unitKeys(p), s, device) : s;
 }
 
-Selection selectNsaKernel(const NsaSelectedProblem& p, const Device& device, bool) {
+Selection selectNsaKernel(const NsaSelectedProblem& p, const Device& device, bool isBackward) {
   if (p.queryLength * p.topN > kMaxGrid) return {Kernel::None, "more than 2^31 chosen blocks"};
-  return selectKernelFor(p, p.selectionBlock, device);
+  const Selection s = selectKernelFor(p, p.selectionBlock, device);
+  return isBackward ? selectBackward(p, unitKeys(p), s, device) : s;
 }
 
 Selection selectNsaKernel(const NsaSelect& p, const Device& device) {

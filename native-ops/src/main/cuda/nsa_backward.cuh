@@ -15,24 +15,25 @@ constexpr int kNsaDqWarps = 11;  ///< besides the one that copies
 
 template <typename T, int head, typename Rule>
 __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
-    nsaDqKernel(const __grid_constant__ NsaArgs<T, Rule> a, int stages) {
+    nsaDqKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, bool bulk,
+                const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_TENSOR_CORES
   using P = Mma16<T>;
   using Block = NsaBlock<head, kNsaDqWarps, 16 * head * 2>;
   constexpr int rowBytes = head * 2, depthSteps = head / 16;
-  extern __shared__ __align__(128) unsigned char shared[];
-  const Block block(shared, stages);
-  block.initialise();
+  extern __shared__ __align__(1024) unsigned char nsaShared[];
+  const Block block(nsaShared, slots);
+  block.initialise(bulk);
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
   const NsaPlace x = NsaPlace::of(a, units);
   const int warp = warpIndex(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if (warp == 0) {
-    produceKeyTiles(a, x, block);
+    produceKeyTiles(a, units, x, block, bulk, mapK, mapV);
     return;
   }
 
   const NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
-  const LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<rowBytes>(lane);
+  const LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
   const uint32_t rowsDo = block.warpRows(warp - 1);
   typename P::A q[depthSteps];
   loadRowOperands<T, head>(q, a.dO.data + x.b * a.dO.batch, a.dO, rows, t);
@@ -59,9 +60,9 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
     for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
 
-  consumeKeyTiles(block, rows, [&](auto maskedTag, int slot, const int(&limit)[2], uint64_t bits, int groups) {
+  consumeKeyTiles(block, rows, warp - 1, [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
     constexpr bool masked = decltype(maskedTag)::value;
-    const uint32_t tileK = block.tile(slot, 0), tileV = block.tile(slot, 1);
+    const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // 32 keys
       if (masked && 2 * half >= groups) break;
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
         for (int n = 0; n < 2; ++n)
           P::multiply(s[2 * n], s[2 * n + 1], q[d],
-                      P::loadB(fragmentAddress<rowBytes>(tileK, laneB, 32 * half + 16 * n, d * 32)));
+                      P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
       }
 #pragma unroll
       for (int d = 0; d < depthSteps; ++d) {
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
         for (int n = 0; n < 2; ++n)
           P::multiply(dp[2 * n], dp[2 * n + 1], dO,
-                      P::loadB(fragmentAddress<rowBytes>(tileV, laneB, 32 * half + 16 * n, d * 32)));
+                      P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n)
@@ -99,9 +100,11 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
         for (int d = 0; d < head / 16; ++d)
           P::multiply(dq[2 * d], dq[2 * d + 1], ds,
-                      P::template loadTransposed<rowBytes>(tileK, lane, 32 * half + 16 * n, 16 * d));
+                      loadPanelTransposed<P>(tileK, lane, 32 * half + 16 * n, 16 * d));
       }
     }
+    tile.release(0);
+    tile.release(1);
   });
 
 #pragma unroll
@@ -115,13 +118,13 @@ template <typename T, int head, typename Rule>
 cudaError_t launchNsaDqHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, cudaStream_t stream) {
   using Block = NsaBlock<head, kNsaDqWarps, 16 * head * 2>;
   const auto kernel = nsaDqKernel<T, head, Rule>;
-  const int stages = Block::stages(sharedLimit);
-  const int bytes = static_cast<int>(Block::bytes(stages));
+  const int slots = Block::slots(sharedLimit), bytes = static_cast<int>(Block::bytes(slots));
   const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
-  kernel<<<static_cast<unsigned>(a.batch * a.kvHeads * units.blocks), 32 + 32 * kNsaDqWarps, bytes, stream>>>(a,
-                                                                                                              stages);
+  const NsaKeyMaps maps(a);
+  kernel<<<static_cast<unsigned>(a.batch * a.kvHeads * units.blocks), 32 + 32 * kNsaDqWarps, bytes, stream>>>(
+      a, slots, maps.bulk, maps.k, maps.v);
   return lastLaunch();
 }
 
@@ -159,6 +162,34 @@ struct NsaKeyWork {
     return true;
   }
 };
+
+/// A thread's sums of keys `key` and `key` + 8 of the tile: to dk and dv, or to the segment's place among the partial sums.
+template <typename T, typename Rule, int blocks>
+__device__ __forceinline__ void writeKeyGradients(const NsaArgs<T, Rule>& a, const NsaKeyWork& x, int b, int kvHead,
+                                                  int key, int t, const float (&dk)[blocks][4],
+                                                  const float (&dv)[blocks][4]) {
+  constexpr int head = 8 * blocks;
+  if (x.partial >= 0) {
+    float* const to =
+        a.partials + (static_cast<int64_t>(x.partial) * a.lists.subTiles() + x.subTile) * 2 * kNsaTile * head;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < blocks; ++n) {
+        float* const at = to + (key + 8 * i) * head + 8 * n + 2 * t;
+        *reinterpret_cast<float2*>(at) = make_float2(dk[n][2 * i], dk[n][2 * i + 1]);
+        *reinterpret_cast<float2*>(at + kNsaTile * head) = make_float2(dv[n][2 * i], dv[n][2 * i + 1]);
+      }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int64_t at = x.first + key + 8 * i;
+    const bool valid = at < x.end;
+    writeRow<T, true>(dk, i, a.scale, a.dk.data + b * a.dk.batch + kvHead * a.dk.head + at * a.dk.row, valid, a.dk, t);
+    writeRow<T, true>(dv, i, 1.f, a.dv.data + b * a.dv.batch + kvHead * a.dv.head + at * a.dv.row, valid, a.dv, t);
+  }
+}
 
 /// What a key-stationary block knows of a streamed row: a query token and head.
 struct alignas(16) NsaQueryRow {
@@ -329,26 +360,7 @@ __global__ void __launch_bounds__(kNsaDkDvThreads, 2) nsaDkDvKernel(const __grid
     putRow(tile + 2, ahead);
   }
 
-  if (x.partial >= 0) {
-    float* const to = a.partials +
-                      (static_cast<int64_t>(x.partial) * a.lists.subTiles() + x.subTile) * 2 * kNsaTile * head;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int n = 0; n < head / 8; ++n) {
-        float* const at = to + (key0 + 8 * i) * head + 8 * n + 2 * t;
-        *reinterpret_cast<float2*>(at) = make_float2(dk[n][2 * i], dk[n][2 * i + 1]);
-        *reinterpret_cast<float2*>(at + kNsaTile * head) = make_float2(dv[n][2 * i], dv[n][2 * i + 1]);
-      }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int key = x.first + key0 + 8 * i;
-    const bool valid = key < x.end;
-    writeRow<T, true>(dk, i, a.scale, a.dk.data + b * a.dk.batch + kvHead * a.dk.head + key * a.dk.row, valid, a.dk, t);
-    writeRow<T, true>(dv, i, 1.f, a.dv.data + b * a.dv.batch + kvHead * a.dv.head + key * a.dv.row, valid, a.dv, t);
-  }
+  writeKeyGradients(a, x, b, kvHead, key0, t, dk, dv);
 #endif
 }
 

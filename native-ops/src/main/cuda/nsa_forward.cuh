@@ -9,25 +9,26 @@ constexpr int kNsaForwardWarps = 11;  ///< besides the one that copies: 3 warps 
 
 template <typename T, int head, typename Rule>
 __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
-    nsaForwardKernel(const __grid_constant__ NsaArgs<T, Rule> a, int stages) {
+    nsaForwardKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, bool bulk,
+                     const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_TENSOR_CORES
   using P = Mma16<T>;
   using Block = NsaBlock<head, kNsaForwardWarps>;
-  constexpr int rowBytes = head * 2, depthSteps = head / 16;
+  constexpr int depthSteps = head / 16;
   constexpr float kRescaleSlack = 8.f;  // rescale only when the maximum grew by more than 2^8
-  extern __shared__ __align__(128) unsigned char shared[];
-  const Block block(shared, stages);
-  block.initialise();
+  extern __shared__ __align__(1024) unsigned char nsaShared[];
+  const Block block(nsaShared, slots);
+  block.initialise(bulk);
   const NsaUnits<kNsaForwardWarps> units(a.group, a.N);
   const NsaPlace x = NsaPlace::of(a, units);
   const int warp = warpIndex(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if (warp == 0) {
-    produceKeyTiles(a, x, block);
+    produceKeyTiles(a, units, x, block, bulk, mapK, mapV);
     return;
   }
 
   const NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
-  const LaneOffset laneB = laneOfB<rowBytes>(lane);
+  const LaneOffset laneB = laneOfB<128>(lane);
   typename P::A q[depthSteps];
   loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
   float rowMax[2] = {-infinity<float>(), -infinity<float>()}, rowSum[2] = {0.f, 0.f}, o[head / 8][4];
@@ -36,9 +37,9 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
 #pragma unroll
     for (int e = 0; e < 4; ++e) o[n][e] = 0.f;
 
-  consumeKeyTiles(block, rows, [&](auto maskedTag, int slot, const int(&limit)[2], uint64_t bits, int groups) {
+  consumeKeyTiles(block, rows, warp - 1, [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
     constexpr bool masked = decltype(maskedTag)::value;
-    const uint32_t tileK = block.tile(slot, 0), tileV = block.tile(slot, 1);
+    const uint32_t tileK = tile.wait(0);
     float s[8][4];
 #pragma unroll
     for (int n = 0; n < 8; ++n)
@@ -49,9 +50,10 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         if (masked && n >= groups) continue;
-        const typename P::B kb = P::loadB(fragmentAddress<rowBytes>(tileK, laneB, 16 * n, d * 32));
+        const typename P::B kb = P::loadB(panelAddress(tileK, laneB, 16 * n, d * 32));
         P::multiply(s[2 * n], s[2 * n + 1], q[d], kb);
       }
+    tile.release(0);
     if constexpr (masked) {
 #pragma unroll
       for (int n = 0; n < 8; ++n)
@@ -101,6 +103,7 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
         }
     };
     weigh(0);
+    const uint32_t tileV = tile.wait(1);
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       if (n + 1 < 4 && !(masked && n + 1 >= groups)) weigh(n + 1);
@@ -108,8 +111,9 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
       const typename P::A p = P::fromAccumulators(s, n);
 #pragma unroll
       for (int d = 0; d < head / 16; ++d)
-        P::multiply(o[2 * d], o[2 * d + 1], p, P::template loadTransposed<rowBytes>(tileV, lane, 16 * n, 16 * d));
+        P::multiply(o[2 * d], o[2 * d + 1], p, loadPanelTransposed<P>(tileV, lane, 16 * n, 16 * d));
     }
+    tile.release(1);
   });
 
 #pragma unroll
@@ -128,13 +132,13 @@ template <typename T, int head, typename Rule>
 cudaError_t launchNsaForwardHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, cudaStream_t stream) {
   using Block = NsaBlock<head, kNsaForwardWarps>;
   const auto kernel = nsaForwardKernel<T, head, Rule>;
-  const int stages = Block::stages(sharedLimit);
-  const int bytes = static_cast<int>(Block::bytes(stages));
+  const int slots = Block::slots(sharedLimit), bytes = static_cast<int>(Block::bytes(slots));
   const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
+  const NsaKeyMaps maps(a);
   const NsaUnits<kNsaForwardWarps> units(a.group, a.N);
   kernel<<<static_cast<unsigned>(a.batch * a.kvHeads * units.blocks), 32 + 32 * kNsaForwardWarps, bytes, stream>>>(
-      a, stages);
+      a, slots, maps.bulk, maps.k, maps.v);
   return lastLaunch();
 }
 

@@ -51,6 +51,7 @@ struct NsaArgs {
   Span queries;
   NsaLists lists;
   float* partials;  ///< [mostPartials, subTiles, 2, 64, head]: dk, dv
+  bool bulk;        ///< K and V may be copied by TMA: sm_90, strides that it takes
 };
 
 /// What the choice's kernel is given.
@@ -79,6 +80,9 @@ template <typename T, typename Rule>
 cudaError_t launchNsaDq(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit, cudaStream_t stream);
 template <typename T, typename Rule>
 cudaError_t launchNsaDkDv(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream);
+// nsa_hopper_half.cu, nsa_hopper_bf16.cu: wgmma and TMA, sm_90a; as nsaHopperTakes.
+template <typename T, typename Rule>
+cudaError_t launchNsaDkDvHopper(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream);
 constexpr int kNsaSelectMostN = 32, kNsaSelectMostGroup = 32;
 template <typename T>
 cudaError_t launchNsaSelect(const NsaSelectArgs<T>& args, int head, size_t sharedLimit, cudaStream_t stream);

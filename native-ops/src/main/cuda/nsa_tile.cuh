@@ -1,19 +1,26 @@
 // The query-stationary skeleton of the mma.sync kernels of native sparse attention (forward and dq).
 //
 // A warp keeps 16 rows: the heads of one token's group (of several tokens if the group is smaller than 16, 16 of them if
-// it is larger). Warp 0 of a block copies key tiles into a ring of shared-memory stages; the others take from it the
-// tiles that one of their tokens uses. Neighbouring tokens share a block's tiles: the copying warp walks over the
-// union of their choices in ascending order. Stages are handed over by mbarriers, so that warps which use different
-// tiles work at the same time.
+// it is larger). Warp 0 of a block copies tiles of K and of V into slots of shared memory, by TMA where there is one;
+// the others take the tiles that one of their tokens uses. Neighbouring tokens share what they have both chosen: the
+// copying warp walks over the union of their choices in ascending order.
+//
+// Each warp has a queue of the tiles that are meant for it, so that warps run apart, and a slot is free again as soon as
+// the warps that use it are through, whatever happens to older ones. K and V have slots of their own.
 #pragma once
 
+#include <cuda.h>
+
 #include "nsa_internal.h"
+#include "tensor_map.h"
 #include "tile.cuh"
 
 namespace gatedfwa::cuda {
 
 constexpr int kNsaMostTokens = 192;  ///< of a block
 constexpr int kNoTile = 0x7fffffff;
+constexpr int kNsaMostSlots = 26, kNsaQueue = 16;
+constexpr int kNsaPanelBytes = 64 * 128;
 
 // ---- mbarriers (sm_80)
 
@@ -23,6 +30,23 @@ __device__ __forceinline__ void stageBarrierInit(uint32_t barrier, int arrivals)
 __device__ __forceinline__ void stageBarrierArrive(uint32_t barrier) {
 #if GATEDFWA_TENSOR_CORES
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
+#endif
+}
+/// Arrives, and lets the phase wait for `bytes` of bulk copies as well (sm_90).
+__device__ __forceinline__ void stageBarrierExpect(uint32_t barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+/// Starts the copy of 64 rows x 64 elements (sm_90); `barrier` counts its bytes.
+__device__ __forceinline__ void copyPanel(uint32_t panel, const CUtensorMap& map, int element, int row, int h, int b,
+                                          uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];\n" ::"r"(panel),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(element), "r"(row), "r"(h), "r"(b), "r"(barrier)
+      : "memory");
 #endif
 }
 /// Arrives once this thread's copies so far are there.
@@ -60,6 +84,30 @@ __device__ __forceinline__ void stageBarrierWait(uint32_t barrier, uint32_t pari
 #endif
 }
 
+// ---- words of shared memory
+
+__device__ __forceinline__ void storeShared(uint32_t address, uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(x) : "memory");
+}
+/// What other threads wrote before they released the word is visible afterwards.
+__device__ __forceinline__ uint32_t acquireShared(uint32_t address) {
+  uint32_t x = 0;
+#if GATEDFWA_TENSOR_CORES
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];\n" : "=r"(x) : "r"(address) : "memory");
+#endif
+  return x;
+}
+__device__ __forceinline__ void releaseShared(uint32_t address, uint32_t x) {
+#if GATEDFWA_TENSOR_CORES
+  asm volatile("st.release.cta.shared.u32 [%0], %1;\n" ::"r"(address), "r"(x) : "memory");
+#endif
+}
+__device__ __forceinline__ void decrementShared(uint32_t address) {
+#if GATEDFWA_TENSOR_CORES
+  asm volatile("red.release.cta.shared.add.u32 [%0], %1;\n" ::"r"(address), "r"(~0u) : "memory");
+#endif
+}
+
 // ---- keys
 
 /// Bits of keys first, first + 1, .. first + 63 of a batch entry; those from `end` on are 0.
@@ -75,13 +123,31 @@ __device__ __forceinline__ uint64_t keyBitsFrom(const Args& a, int64_t b, int fi
   return end - first < 64 ? bits & ((1ull << (end - first)) - 1) : bits;
 }
 
-/// K (or V) rows [first, first + 64) that have a bit, by one warp (warp 0).
+/// Address of a tile's operands: panels of 64 rows x 64 elements, 128-byte rows whose 16-byte chunks are swizzled.
+/// `byte0`: of the row, a multiple of 32.
+__device__ __forceinline__ uint32_t panelAddress(uint32_t tile, LaneOffset lane, int row0, int byte0) {
+  return fragmentAddress<128>(tile + byte0 / 128 * kNsaPanelBytes, lane, row0, byte0 % 128);
+}
+/// 16 rows of depth from row0 on, 16 columns from column0 on.
+template <typename P>
+__device__ __forceinline__ typename P::B loadPanelTransposed(uint32_t tile, int lane, int row0, int column0) {
+  return P::template loadTransposed<128>(tile + column0 / 64 * kNsaPanelBytes, lane, row0, column0 % 64);
+}
+
+/// Rows [first, first + 64) that have a bit, the others as zeros, by one warp.
 template <typename T, int head>
-__device__ __forceinline__ void copyKeyTile(uint32_t tile, const T* base, const Rows<T>& rows, int first, int end,
-                                            uint64_t bits) {
-  const int shift = first % 64;
-  const uint64_t at = shift ? bits << shift | bits >> (64 - shift) : bits;  // copyTile's bits are by position
-  copyTile<T, kNsaTile, head, 32>(tile, base, rows.row, rows.width, first, 0, end, at);
+__device__ __forceinline__ void copyPanels(uint32_t tile, const T* base, const Rows<T>& rows, int first, uint64_t bits) {
+  constexpr int chunks = head / 8, step = 32 / chunks;
+  const int lane = threadIdx.x % 32, chunk = lane % chunks, row0 = lane / chunks;
+  const bool inside = chunk * 8 < rows.width;
+  const T* source = base + (static_cast<int64_t>(first) + row0) * rows.row + chunk * 8;
+  const uint32_t to = tile + chunk / 8 * kNsaPanelBytes;
+#pragma unroll 8
+  for (int row = row0; row < kNsaTile; row += step) {
+    const bool valid = inside && ((bits >> row) & 1);
+    copyAsync16(chunkAddress<128>(to, row, chunk % 8), valid ? source : base, valid);
+    source += step * rows.row;
+  }
 }
 
 // ---- blocks and warps
@@ -101,48 +167,58 @@ struct NsaUnits {
   }
 };
 
-struct NsaStage {
-  uint64_t bits;
-  int first;  ///< key, or kNoTile: there are no more
-  int padding;
-  uint32_t members[kNsaMostTokens / 32];  ///< a bit per token of the block
+/// A tile for a warp.
+struct NsaEntry {
+  uint64_t bits;      ///< keys that may be seen
+  int first;          ///< key, or kNoTile: there are no more
+  uint32_t members;   ///< a bit per token of the warp
+  uint32_t slots[2];  ///< of K and V: 2 * slot + parity
 };
 
-/// Shared memory: stages of {K tile, V tile}, their descriptions, barriers, cursors; `rowBytes` for each consumer warp.
+/// Shared memory: the slots, `rowBytes` for each consumer warp, the queues, barriers and counters.
 template <int head, int consumers, int rowBytes = 0>
 struct NsaBlock {
-  static constexpr int kTileBytes = kNsaTile * head * 2, kStageBytes = 2 * kTileBytes;
-  static constexpr int kRows = consumers * rowBytes, kFixed = kRows + 2 * kNsaMostTokens * 4;
-  static constexpr int kPerStage = kStageBytes + static_cast<int>(sizeof(NsaStage)) + 16;
+  static constexpr int kTileBytes = kNsaTile * head * 2, kRows = consumers * rowBytes;
+  static constexpr int kEntries = consumers * kNsaQueue * static_cast<int>(sizeof(NsaEntry));
+  static constexpr int kRest = kRows + kEntries + 8 * kNsaMostSlots + 4 * kNsaMostSlots + 4 * 32 + 8 * kNsaMostTokens;
   static_assert(consumers * 16 <= kNsaMostTokens, "");
-  static int stages(size_t limit) {
-    return static_cast<int>(std::min<size_t>(6, (limit - kFixed) / kPerStage));
+  static int slots(size_t limit) {
+    return static_cast<int>(std::min<size_t>(kNsaMostSlots, (limit - kRest) / kTileBytes));
   }
-  static size_t bytes(int stages) { return kFixed + static_cast<size_t>(stages) * kPerStage; }
+  static size_t bytes(int slots) { return kRest + static_cast<size_t>(slots) * kTileBytes; }
 
   unsigned char* shared;
-  int count;
-  __device__ NsaBlock(unsigned char* memory, int stageCount) : shared(memory), count(stageCount) {}
-  __device__ __forceinline__ uint32_t tile(int slot, int i) const {
-    return sharedAddress(shared) + kRows + slot * kStageBytes + i * kTileBytes;
+  int count;  ///< of slots
+  __device__ NsaBlock(unsigned char* memory, int slotCount) : shared(memory), count(slotCount) {}
+  __device__ __forceinline__ unsigned char* rest() const { return shared + count * kTileBytes; }
+  __device__ __forceinline__ uint32_t tile(int slot) const { return sharedAddress(shared) + slot * kTileBytes; }
+  __device__ __forceinline__ uint32_t warpRows(int warp) const { return sharedAddress(rest()) + warp * rowBytes; }
+  __device__ __forceinline__ NsaEntry& entry(int warp, int place) const {
+    return reinterpret_cast<NsaEntry*>(rest() + kRows)[warp * kNsaQueue + place % kNsaQueue];
   }
-  __device__ __forceinline__ uint32_t warpRows(int warp) const { return sharedAddress(shared) + warp * rowBytes; }
-  __device__ __forceinline__ NsaStage& stage(int slot) const {
-    return reinterpret_cast<NsaStage*>(shared + kRows + count * kStageBytes)[slot];
+  __device__ __forceinline__ uint32_t full(int slot) const { return sharedAddress(rest()) + kRows + kEntries + 8 * slot; }
+  /// How many warps still use a slot.
+  __device__ __forceinline__ uint32_t users(int slot) const {
+    return sharedAddress(rest()) + kRows + kEntries + 8 * kNsaMostSlots + 4 * slot;
   }
-  __device__ __forceinline__ uint32_t full(int slot) const {
-    return sharedAddress(shared) + kRows + count * (kStageBytes + static_cast<int>(sizeof(NsaStage))) + slot * 16;
+  /// How many entries a warp's queue has had.
+  __device__ __forceinline__ uint32_t tail(int warp) const { return users(kNsaMostSlots) + 4 * warp; }
+  __device__ __forceinline__ int* cursors() const {
+    return reinterpret_cast<int*>(rest() + kRows + kEntries + 12 * kNsaMostSlots + 4 * 32);
   }
-  __device__ __forceinline__ uint32_t empty(int slot) const { return full(slot) + 8; }
-  __device__ __forceinline__ int* cursors() const { return reinterpret_cast<int*>(shared + kRows + count * kPerStage); }
 
-  __device__ __forceinline__ void initialise() const {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < count; ++i) {
-        stageBarrierInit(full(i), 33);  // the copies of 32 lanes, the description
-        stageBarrierInit(empty(i), consumers);
-      }
+  /// `bulk`: the copies are TMA's.
+  __device__ __forceinline__ void initialise(bool bulk) const {
+    const int i = threadIdx.x;
+    if (i < count) {
+      stageBarrierInit(full(i), bulk ? 1 : 32);
+      storeShared(users(i), 0);
     }
+    if (i < 32) storeShared(tail(i), 0);
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+#endif
     __syncthreads();
   }
 };
@@ -167,12 +243,12 @@ struct NsaPlace {
   }
 };
 
-/// Calls visit(first, end, member) for each key tile that a token of the block uses, in ascending order; member(i) is
-/// a word of bits of tokens 32 i .. 32 i + 31, the same in all lanes. By one warp, whose cursors are in `shared`.
+/// Calls visit(first, end, member) for each key tile that a token of the block uses, in ascending order; member(i): does
+/// the block's token i use it? By one warp, whose cursors are in `shared`.
 template <typename T, typename Visit>
 __device__ __forceinline__ void forEachTile(const NsaArgs<T, CompressedRule>& a, const NsaPlace& x, int*, Visit visit) {
   const int end = visibleEnd(a.rule, a.keys, a.M - a.N + x.token0 + x.tokens - 1);
-  for (int first = 0; first < end; first += kNsaTile) visit(first, a.keys, [](int) { return ~0u; });
+  for (int first = 0; first < end; first += kNsaTile) visit(first, a.keys, [](int) { return true; });
 }
 template <typename T, typename Visit>
 __device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, int* shared,
@@ -198,10 +274,7 @@ __device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, c
     if (block == kNoTile) return;
     const int begin = block * length, end = min(begin + length, a.keys);
     const int seen = min(end, position0 + x.tokens);  // by the last token
-    const auto member = [&](int i) {
-      const int token = 32 * i + lane;
-      return __ballot_sync(~0u, token < x.tokens && next[token] == block);
-    };
+    const auto member = [&](int i) { return next[i] == block; };
     for (int first = begin; first < seen; first += kNsaTile) visit(first, end, member);
     for (int i = lane; i < x.tokens; i += 32)
       if (next[i] == block) next[i] = blockAt(i, ++place[i]);
@@ -209,47 +282,64 @@ __device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, c
   }
 }
 
-/// Warp 0: copies the tiles.
+/// Warp 0: copies the tiles. `bulk`: by the tensor maps.
 template <int head, int consumers, int rowBytes, typename T, typename Rule>
-__device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const NsaPlace& x,
-                                                const NsaBlock<head, consumers, rowBytes>& block) {
+__device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const NsaUnits<consumers>& units,
+                                                const NsaPlace& x, const NsaBlock<head, consumers, rowBytes>& block,
+                                                bool bulk, const CUtensorMap& mapK, const CUtensorMap& mapV) {
   const T* const k = a.k.data + x.b * a.k.batch + x.kvHead * a.k.head;
   const T* const v = a.v.data + x.b * a.v.batch + x.kvHead * a.v.head;
-  const int lane = threadIdx.x % 32, words = (x.tokens + 31) / 32;
-  int slot = 0;
-  uint32_t phase = 0;
-  const auto publish = [&](int first, uint64_t bits) {
-    if (lane == 0) {
-      block.stage(slot).first = first;
-      block.stage(slot).bits = bits;
-    }
-    __syncwarp();
-    if (lane == 0) stageBarrierArrive(block.full(slot));
-    stageBarrierArriveAfterCopies(block.full(slot));
-    if (++slot == block.count) {
-      slot = 0;
-      phase ^= 1;
-    }
+  const int lane = threadIdx.x % 32;
+  // Lane i knows the queue and the tokens of consumer warp i, and slot i.
+  const int token0 = static_cast<int>((x.firstUnit + lane) / units.parts) * units.tokens - x.token0;
+  uint32_t tail = 0, phase = 0;
+  const auto publish = [&](const NsaEntry& entry) {
+    block.entry(lane, tail) = entry;
+    releaseShared(block.tail(lane), ++tail);
+  };
+  const auto freeSlot = [&] {
+    uint32_t free;
+    do {
+      free = __ballot_sync(~0u, lane < block.count && acquireShared(block.users(lane)) == 0);
+    } while (free == 0);
+    return __ffs(free) - 1;
   };
   forEachTile(a, x, block.cursors(), [&](int first, int end, auto&& member) {
-    const uint64_t bits = keyBitsFrom(a, x.b, first, end);
-    stageBarrierWait(block.empty(slot), phase ^ 1);
-    copyKeyTile<T, head>(block.tile(slot, 0), k, a.k, first, end, bits);
-    copyKeyTile<T, head>(block.tile(slot, 1), v, a.v, first, end, bits);
-    for (int i = 0; i < words; ++i) {
-      const uint32_t word = member(i);
-      if (lane == 0) block.stage(slot).members[i] = word;
+    NsaEntry entry{keyBitsFrom(a, x.b, first, end), first, 0, {0, 0}};
+    if (lane < consumers)
+      for (int i = 0; i < units.tokens; ++i)
+        if (token0 + i < x.tokens && member(token0 + i)) entry.members |= 1u << i;
+    const bool mine = entry.members != 0;
+    const int users = __popc(__ballot_sync(~0u, mine));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int slot = freeSlot();
+      if (lane == slot) storeShared(block.users(slot), users);
+      entry.slots[i] = 2 * slot + (__shfl_sync(~0u, phase, slot) & 1);
+      if (lane == slot) ++phase;
+      const uint32_t tile = block.tile(slot), full = block.full(slot);
+      if (bulk) {
+        if (lane == 0) {
+          stageBarrierExpect(full, head * 128);
+#pragma unroll
+          for (int panel = 0; panel < head / 64; ++panel)
+            copyPanel(tile + panel * kNsaPanelBytes, i == 0 ? mapK : mapV, 64 * panel, first, x.kvHead, x.b, full);
+        }
+      } else {
+        copyPanels<T, head>(tile, i == 0 ? k : v, i == 0 ? a.k : a.v, first, entry.bits);
+        stageBarrierArriveAfterCopies(full);
+      }
     }
-    publish(first, bits);
+    __syncwarp();  // users
+    if (mine) publish(entry);
   });
-  stageBarrierWait(block.empty(slot), phase ^ 1);
-  publish(kNoTile, 0);
+  if (lane < consumers) publish({0, kNoTile, 0, {0, 0}});
 }
 
 /// A warp's rows: of lane 4 g + t, rows g and g + 8.
 struct NsaRows {
   bool valid[2];
-  int token[2];  ///< in the block
+  int member[2];  ///< which of the warp's tokens
   int t[2], h[2];
   int end[2];  ///< the row sees the keys below, of its tiles
 
@@ -265,51 +355,65 @@ struct NsaRows {
       r.valid[i] = member < units.tokens && head < a.group && t < a.N;
       r.t[i] = r.valid[i] ? static_cast<int>(t) : x.token0;
       r.h[i] = x.kvHead * a.group + (r.valid[i] ? head : 0);
-      r.token[i] = r.t[i] - x.token0;
+      r.member[i] = member;
       r.end[i] = r.valid[i] ? visibleEnd(a.rule, a.keys, a.M - a.N + r.t[i]) : 0;
     }
     return r;
   }
 };
 
-/// Runs body(maskedTag, slot, limit, bits, groups) for each tile that a row of the warp uses: row i sees the tile's keys
+/// A consumer warp's tiles, and what it has to do with their slots.
+template <typename Block>
+struct NsaTile {
+  const Block& block;
+  uint32_t slots[2];
+
+  /// Waits for K (0) or V (1); its address.
+  __device__ __forceinline__ uint32_t wait(int i) const {
+    stageBarrierWait(block.full(slots[i] / 2), slots[i] & 1);
+    return block.tile(slots[i] / 2);
+  }
+  /// The warp is through with K or V.
+  __device__ __forceinline__ void release(int i) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) decrementShared(block.users(slots[i] / 2));
+  }
+};
+
+/// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses: row i sees the tile's keys
 /// below limit[i] that have a bit; no row sees a key from 16 * groups on. Unmasked tiles are seen whole by all rows
-/// (`valid` or not: what others would see is nobody's).
+/// (`valid` or not: what others would see is nobody's). The body waits for K and V and releases them.
 template <typename Block, typename Body>
-__device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRows& rows, Body body) {
-  const int lane = threadIdx.x % 32;
-  int slot = 0;
-  uint32_t phase = 0;
-  while (true) {
-    stageBarrierWait(block.full(slot), phase);
-    const NsaStage& stage = block.stage(slot);
-    const int first = stage.first;
-    if (first == kNoTile) return;
+__device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRows& rows, int warp, Body body) {
+  for (uint32_t head = 0;; ++head) {
+    while (acquireShared(block.tail(warp)) == head) {
+    }
+    const NsaEntry entry = block.entry(warp, head);
+    if (entry.first == kNoTile) return;
+    const NsaTile<Block> tile{block, {entry.slots[0], entry.slots[1]}};
     int limit[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool member = (stage.members[rows.token[i] / 32] >> (rows.token[i] % 32)) & 1;
-      limit[i] = member ? min(rows.end[i] - first, kNsaTile) : 0;  // of rows that are not valid: negative or 0
+    for (int i = 0; i < 2; ++i)  // of rows that are not valid: negative or 0
+      limit[i] = (entry.members >> rows.member[i]) & 1 ? min(rows.end[i] - entry.first, kNsaTile) : 0;
+    const bool whole = entry.bits == ~0ull && (limit[0] == kNsaTile || !rows.valid[0]) &&
+                       (limit[1] == kNsaTile || !rows.valid[1]);
+    if (__all_sync(~0u, whole)) {
+      body(std::false_type(), tile, limit, entry.bits, kNsaTile / 16);
+      continue;
     }
-    if (__any_sync(~0u, max(limit[0], limit[1]) > 0)) {
-      const uint64_t bits = stage.bits;
-      const bool whole = bits == ~0ull && (limit[0] == kNsaTile || !rows.valid[0]) &&
-                         (limit[1] == kNsaTile || !rows.valid[1]);
-      if (__all_sync(~0u, whole)) {
-        body(std::false_type(), slot, limit, bits, kNsaTile / 16);
-      } else {
-        int most = max(limit[0], limit[1]);
+    int most = max(limit[0], limit[1]);
 #pragma unroll
-        for (int d = 16; d > 0; d /= 2) most = max(most, __shfl_xor_sync(~0u, most, d));
-        most = min(most, 64 - __clzll(bits));
-        body(std::true_type(), slot, limit, bits, (most + 15) / 16);
+    for (int d = 16; d > 0; d /= 2) most = max(most, __shfl_xor_sync(~0u, most, d));
+    most = min(most, 64 - __clzll(entry.bits));
+    if (most > 0) {
+      body(std::true_type(), tile, limit, entry.bits, (most + 15) / 16);
+    } else {
+      // The copies must have landed before their slots are used again.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        tile.wait(i);
+        tile.release(i);
       }
-    }
-    __syncwarp();
-    if (lane == 0) stageBarrierArrive(block.empty(slot));
-    if (++slot == block.count) {
-      slot = 0;
-      phase ^= 1;
     }
   }
 }
@@ -331,6 +435,21 @@ __device__ __forceinline__ void loadRowOperands(typename Mma16<T>::A (&x)[head /
       }
   }
 }
+
+/// How TMA sees K and V. It knows nothing of masks, and tiles that end with their block must not bring others' keys.
+struct NsaKeyMaps {
+  bool bulk;
+  CUtensorMap k{}, v{};
+
+  static bool wholeTiles(const CompressedRule&) { return true; }
+  static bool wholeTiles(const SelectedRule& rule) { return rule.selectionBlock % kNsaTile == 0; }
+  template <typename T, typename Rule>
+  explicit NsaKeyMaps(const NsaArgs<T, Rule>& a) : bulk(a.bulk && !a.keyBits && a.keys > 0 && wholeTiles(a.rule)) {
+    if (bulk)
+      bulk = encodeRows(&k, a.k, a.batch, a.keys, a.kvHeads) == cudaSuccess &&
+             encodeRows(&v, a.v, a.batch, a.keys, a.kvHeads) == cudaSuccess;
+  }
+};
 
 /// Is column 8 n + 2 t + e of row i hidden?
 __device__ __forceinline__ bool hiddenKey(int column, int limit, uint64_t bits) {

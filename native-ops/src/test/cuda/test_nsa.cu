@@ -5,6 +5,7 @@
 //   test_nsa [--only TEXT] [--reruns N]
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <random>
 #include <string>
@@ -24,6 +25,7 @@ namespace {
 Device device;
 std::string only;
 int reruns = 3, passed = 0, failed = 0;
+std::map<std::string, double> worst;  ///< error / allowed, by type
 
 enum class Layout { Dense, HeadsFirst, Padded };  ///< of operands and outputs; Padded: rows that are not aligned
 
@@ -142,10 +144,14 @@ std::vector<double> random(int64_t count, uint64_t seed, double factor = 1) {
 }
 
 void compare(const std::string& name, const char* tensor, const std::vector<double>& x, const std::vector<double>& ref,
-             double bound) {
-  // Where nothing is left but rounding (one visible key: dq = 0) the operands' size counts.
-  const double allowed = bound * (norm(ref) + 0.1 * std::sqrt(static_cast<double>(ref.size())));
+             double bound, double floor) {
+  // Where nothing is left but rounding (one visible key: dq = dk = 0) the operands' size counts.
+  const double allowed = bound * (norm(ref) + floor * std::sqrt(static_cast<double>(ref.size())));
   const double error = distance(x, ref);
+  if (!ref.empty()) {
+    double& most = worst[name.substr(0, name.find(' '))];
+    most = std::max(most, error / allowed);
+  }
   char text[160];
   std::snprintf(text, sizeof text, "%s: error %.3g, allowed %.3g", tensor, error, allowed);
   check(error <= allowed, name, text);
@@ -199,7 +205,9 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
                 static_cast<int>(x.layout), x.factor);
   const std::string name = text;
   if (name.find(only) == std::string::npos) return;
-  const double limit = bound(type, FloatMode::Strict);
+  // FLOAT sums up thousands of products one by one.
+  const double limit = type == ElementType::Float32 ? 5e-6 : bound(type, FloatMode::Strict);
+  const double floor = type == ElementType::Float32 ? 0.3 : 0.1;
   const int64_t B = s.batch, N = s.queryLength, M = s.keyLength, H = s.heads, Hkv = s.kvHeads, C = s.blocks();
   const int64_t S = s.selectionBlocks();
 
@@ -279,9 +287,9 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
       Workspace w(nsaForwardWorkspace(forward, on));
       repeat(name, what, w, [&] { return nsaForward(forward, on, w.data, w.bytes, nullptr); }, o, lse);
     }
-    compare(name, (std::string(what) + " o").c_str(), o.download(), ref.o, limit);
+    compare(name, (std::string(what) + " o").c_str(), o.download(), ref.o, limit, floor);
     compare(name, (std::string(what) + " lse").c_str(), lse.download(), ref.lse,
-            type == ElementType::Float64 ? 1e-12 : 2e-5);
+            type == ElementType::Float64 ? 1e-12 : 2e-5, floor);
     Tensor<T> dk(B, keys.n[1], Hkv, s.headSize, x.layout), dv(B, keys.n[1], Hkv, s.valueSize, x.layout);
     backward.o = o.in();
     backward.lse = lseIn;
@@ -294,9 +302,9 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
       repeat(name, (std::string(what) + "_bp").c_str(), w,
              [&] { return nsaBackward(backward, on, w.data, w.bytes, nullptr); }, dq, dk, dv);
     }
-    compare(name, (std::string(what) + " dq").c_str(), dq.download(), ref.dq, limit);
-    compare(name, (std::string(what) + " dk").c_str(), dk.download(), ref.dk, limit);
-    compare(name, (std::string(what) + " dv").c_str(), dv.download(), ref.dv, limit);
+    compare(name, (std::string(what) + " dq").c_str(), dq.download(), ref.dq, limit, floor);
+    compare(name, (std::string(what) + " dk").c_str(), dk.download(), ref.dk, limit, floor);
+    compare(name, (std::string(what) + " dv").c_str(), dv.download(), ref.dv, limit, floor);
   };
 
   // Selected attention, with a random choice: own block almost always, some rows with fewer than topN, some with none.
@@ -499,6 +507,7 @@ int main(int argc, char** argv) {
     testCase<float>(x, device, "");
     testCase<double>(x, device, "");
   }
+  for (const auto& [type, ratio] : worst) std::printf("%s: largest error / allowed %.2f\n", type.c_str(), ratio);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }

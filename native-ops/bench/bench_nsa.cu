@@ -85,8 +85,20 @@ void bench(int64_t N, bool backward) {
   const auto lseOf = [&](const Buffer<float>& x) { return Output{x.data, {H * N, N, 1, 1}}; };
   const auto lseIn = [&](const Buffer<float>& x) { return Input{x.data, {H * N, N, 1, 1}}; };
   const auto fill = [&](NsaProblem& p, const Buffer<Bf16>& keys, const Buffer<Bf16>& values) {
-    p = {ElementType::BFloat16, ElementType::BFloat16, B, N, N, H, Hkv, D, D, 1 / std::sqrt(static_cast<double>(D)),
-         q.in(), keys.in(), values.in(), {}};
+    p = {ElementType::BFloat16,
+         ElementType::BFloat16,
+         B,
+         N,
+         N,
+         H,
+         Hkv,
+         D,
+         D,
+         1 / std::sqrt(static_cast<double>(D)),
+         q.in(),
+         keys.in(),
+         values.in(),
+         {}};
   };
   NsaCompressedForward compressed{};
   fill(compressed, kCmp, vCmp);
@@ -111,14 +123,28 @@ void bench(int64_t N, bool backward) {
   selected.o = o.out();
   selected.lse = lseOf(lse);
   AttentionForward window{};
-  static_cast<AttentionProblem&>(window) = {ElementType::BFloat16, ElementType::BFloat16, B, N, N, H, Hkv, D, D, w,
-                                            selected.scale, q.in(), k.in(), v.in(), alpha.in(), {}};
+  static_cast<AttentionProblem&>(window) = {ElementType::BFloat16,
+                                            ElementType::BFloat16,
+                                            B,
+                                            N,
+                                            N,
+                                            H,
+                                            Hkv,
+                                            D,
+                                            D,
+                                            w,
+                                            selected.scale,
+                                            q.in(),
+                                            k.in(),
+                                            v.in(),
+                                            alpha.in(),
+                                            {}};
   window.o = o.out();
   window.lse = lseOf(lse);
 
-  size_t bytes = std::max({nsaForwardWorkspace(compressed, device), nsaSelectWorkspace(select, device),
-                           nsaForwardWorkspace(selected, device),
-                           attentionForwardWorkspace(window, device, FloatMode::Strict)});
+  size_t bytes =
+      std::max({nsaForwardWorkspace(compressed, device), nsaSelectWorkspace(select, device),
+                nsaForwardWorkspace(selected, device), attentionForwardWorkspace(window, device, FloatMode::Strict)});
   double compressedPairs = 0, selectedPairs = 0;
   for (int64_t p = 0; p < N; ++p) {
     compressedPairs += p < l - 1 ? 0 : static_cast<double>((p - l + 1) / d + 1);

@@ -41,17 +41,17 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
   for (int d = 0; d < depthSteps; ++d)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(chunkAddress<rowBytes>(rowsDo, g + 8 * (i % 2), 2 * d + i / 2) +
-                                                     4 * t),
-                   "r"(q[d].r[i])
-                   : "memory");
+      asm volatile(
+          "st.shared.b32 [%0], %1;\n" ::"r"(chunkAddress<rowBytes>(rowsDo, g + 8 * (i % 2), 2 * d + i / 2) + 4 * t),
+          "r"(q[d].r[i])
+          : "memory");
   __syncwarp();
   loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
   float lse[2], delta[2], dq[head / 8][4];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int64_t at = (static_cast<int64_t>(x.b) * a.H + rows.h[i]) * a.queries.length + a.M - a.N + rows.t[i] -
-                       a.queries.first;
+    const int64_t at =
+        (static_cast<int64_t>(x.b) * a.H + rows.h[i]) * a.queries.length + a.M - a.N + rows.t[i] - a.queries.first;
     lse[i] = rows.valid[i] ? a.rowLse[at] : infinity<float>();
     delta[i] = rows.valid[i] ? a.rowDelta[at] : 0.f;
   }
@@ -60,52 +60,53 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
     for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
 
-  consumeKeyTiles(block, rows, warp - 1, [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
-    constexpr bool masked = decltype(maskedTag)::value;
-    const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
+  consumeKeyTiles(block, rows, warp - 1,
+                  [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
+                    constexpr bool masked = decltype(maskedTag)::value;
+                    const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {  // 32 keys
-      if (masked && 2 * half >= groups) break;
-      float s[4][4], dp[4][4];
+                    for (int half = 0; half < 2; ++half) {  // 32 keys
+                      if (masked && 2 * half >= groups) break;
+                      float s[4][4], dp[4][4];
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
+                      for (int n = 0; n < 4; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) s[n][e] = dp[n][e] = 0.f;
+                        for (int e = 0; e < 4; ++e) s[n][e] = dp[n][e] = 0.f;
 #pragma unroll
-      for (int d = 0; d < depthSteps; ++d) {
+                      for (int d = 0; d < depthSteps; ++d) {
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
-          P::multiply(s[2 * n], s[2 * n + 1], q[d],
-                      P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
-      }
+                        for (int n = 0; n < 2; ++n)
+                          P::multiply(s[2 * n], s[2 * n + 1], q[d],
+                                      P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
+                      }
 #pragma unroll
-      for (int d = 0; d < depthSteps; ++d) {
-        const typename P::A dO = P::loadA(fragmentAddress<rowBytes>(rowsDo, laneA, 0, d * 32));
+                      for (int d = 0; d < depthSteps; ++d) {
+                        const typename P::A dO = P::loadA(fragmentAddress<rowBytes>(rowsDo, laneA, 0, d * 32));
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
-          P::multiply(dp[2 * n], dp[2 * n + 1], dO,
-                      P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
-      }
+                        for (int n = 0; n < 2; ++n)
+                          P::multiply(dp[2 * n], dp[2 * n + 1], dO,
+                                      P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
+                      }
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
+                      for (int n = 0; n < 4; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float weight = exp2Approx(fmaf(s[n][e], a.scaleLog2, -lse[e / 2]));
-          s[n][e] = weight * (dp[n][e] - delta[e / 2]);
-          if (masked && hiddenKey(32 * half + 8 * n + 2 * t + e % 2, limit[e / 2], bits)) s[n][e] = 0.f;
-        }
+                        for (int e = 0; e < 4; ++e) {
+                          const float weight = exp2Approx(fmaf(s[n][e], a.scaleLog2, -lse[e / 2]));
+                          s[n][e] = weight * (dp[n][e] - delta[e / 2]);
+                          if (masked && hiddenKey(32 * half + 8 * n + 2 * t + e % 2, limit[e / 2], bits)) s[n][e] = 0.f;
+                        }
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const typename P::A ds = P::fromAccumulators(s, n);
+                      for (int n = 0; n < 2; ++n) {
+                        const typename P::A ds = P::fromAccumulators(s, n);
 #pragma unroll
-        for (int d = 0; d < head / 16; ++d)
-          P::multiply(dq[2 * d], dq[2 * d + 1], ds,
-                      loadPanelTransposed<P>(tileK, lane, 32 * half + 16 * n, 16 * d));
-      }
-    }
-    tile.release(0);
-    tile.release(1);
-  });
+                        for (int d = 0; d < head / 16; ++d)
+                          P::multiply(dq[2 * d], dq[2 * d + 1], ds,
+                                      loadPanelTransposed<P>(tileK, lane, 32 * half + 16 * n, 16 * d));
+                      }
+                    }
+                    tile.release(0);
+                    tile.release(1);
+                  });
 
 #pragma unroll
   for (int i = 0; i < 2; ++i)
@@ -163,7 +164,8 @@ struct NsaKeyWork {
   }
 };
 
-/// A thread's sums of keys `key` and `key` + 8 of the tile: to dk and dv, or to the segment's place among the partial sums.
+/// A thread's sums of keys `key` and `key` + 8 of the tile: to dk and dv, or to the segment's place among the partial
+/// sums.
 template <typename T, typename Rule, int blocks>
 __device__ __forceinline__ void writeKeyGradients(const NsaArgs<T, Rule>& a, const NsaKeyWork& x, int b, int kvHead,
                                                   int key, int t, const float (&dk)[blocks][4],
@@ -193,15 +195,14 @@ __device__ __forceinline__ void writeKeyGradients(const NsaArgs<T, Rule>& a, con
 
 /// What a key-stationary block knows of a streamed row: a query token and head.
 struct alignas(16) NsaQueryRow {
-  int token;           ///< -1: there is none
-  short head, limit;   ///< in the group; the row sees the tile's keys below `limit`
+  int token;          ///< -1: there is none
+  short head, limit;  ///< in the group; the row sees the tile's keys below `limit`
   float lse, delta;
 };
 
 constexpr int kNsaDkDvThreads = 128, kNsaRowStages = 3;
 template <int head>
-constexpr int kNsaDkDvShared = 6 * kNsaTile * head * 2 +
-                               kNsaRowStages * kNsaTile * static_cast<int>(sizeof(NsaQueryRow));
+constexpr int kNsaDkDvShared = 6 * kNsaTile* head * 2 + kNsaRowStages* kNsaTile* static_cast<int>(sizeof(NsaQueryRow));
 
 template <typename T, int head, typename Rule>
 __global__ void __launch_bounds__(kNsaDkDvThreads, 2) nsaDkDvKernel(const __grid_constant__ NsaArgs<T, Rule> a) {
@@ -231,10 +232,10 @@ __global__ void __launch_bounds__(kNsaDkDvThreads, 2) nsaDkDvKernel(const __grid
   }
 
   // Rows of the streamed tiles: threads 0 to 63 prepare one each, two tiles ahead.
-  const int* const list =
-      a.lists.tokens ? a.lists.tokens + x.head * a.lists.listLength +
-                           a.lists.offset[static_cast<int64_t>(x.head) * a.lists.blocks + x.unit] + x.token0
-                     : nullptr;
+  const int* const list = a.lists.tokens
+                              ? a.lists.tokens + x.head * a.lists.listLength +
+                                    a.lists.offset[static_cast<int64_t>(x.head) * a.lists.blocks + x.unit] + x.token0
+                              : nullptr;
   const int firstToken =
       list ? 0 : a.N - a.lists.count[static_cast<int64_t>(x.head) * a.lists.blocks + x.unit] + x.token0;
   const auto tokenOf = [&](int tile) {  // -1: no row
@@ -269,8 +270,8 @@ __global__ void __launch_bounds__(kNsaDkDvThreads, 2) nsaDkDvKernel(const __grid
     for (int r = threadIdx.x / chunks; r < kNsaTile; r += copyStep) {
       const int token = rows[r].token, h = rows[r].head;
       const bool validQ = token >= 0 && insideQ, validDo = token >= 0 && insideDo;
-      copyAsync16(chunkAddress<rowBytes>(to, r, chunk),
-                  validQ ? q + token * a.q.row + h * a.q.head + chunk * 8 : q, validQ);
+      copyAsync16(chunkAddress<rowBytes>(to, r, chunk), validQ ? q + token * a.q.row + h * a.q.head + chunk * 8 : q,
+                  validQ);
       copyAsync16(chunkAddress<rowBytes>(to + tileBytes, r, chunk),
                   validDo ? dO + token * a.dO.row + h * a.dO.head + chunk * 8 : dO, validDo);
     }
@@ -313,8 +314,7 @@ __global__ void __launch_bounds__(kNsaDkDvThreads, 2) nsaDkDvKernel(const __grid
       const typename P::A keys = P::loadA(fragmentAddress<rowBytes>(tileK + 16 * warp * rowBytes, laneA, 0, d * 32));
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        P::multiply(s[2 * n], s[2 * n + 1], keys,
-                    P::loadB(fragmentAddress<rowBytes>(tileQ, laneB, 16 * n, d * 32)));
+        P::multiply(s[2 * n], s[2 * n + 1], keys, P::loadB(fragmentAddress<rowBytes>(tileQ, laneB, 16 * n, d * 32)));
     }
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -367,8 +367,7 @@ __global__ void __launch_bounds__(kNsaDkDvThreads, 2) nsaDkDvKernel(const __grid
 template <typename T, int head, typename Rule>
 cudaError_t launchNsaDkDvHead(const NsaArgs<T, Rule>& a, cudaStream_t stream) {
   const auto kernel = nsaDkDvKernel<T, head, Rule>;
-  const cudaError_t e =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kNsaDkDvShared<head>);
+  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kNsaDkDvShared<head>);
   if (e != cudaSuccess) return e;
   const int64_t blocks = a.lists.mostSegments * a.lists.subTiles();
   kernel<<<static_cast<unsigned>(blocks), kNsaDkDvThreads, kNsaDkDvShared<head>, stream>>>(a);

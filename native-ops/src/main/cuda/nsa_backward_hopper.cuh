@@ -1,8 +1,8 @@
 // dk and dv of native sparse attention on Hopper's tensor cores (wgmma), key-stationary as nsaDkDvKernel.
 //
-// A block has one tile of 64 keys and a segment of the queries that use it. The copy engine gathers the queries' rows: a
-// token's heads lie together, so a box of the tensor map is one token's rows of Q or dO, and 64 / group of them make a
-// streamed tile. Two consumer groups take the tiles in turn, each with sums of its own, which are added at the end.
+// A block has one tile of 64 keys and a segment of the queries that use it. The copy engine gathers the queries' rows:
+// a token's heads lie together, so a box of the tensor map is one token's rows of Q or dO, and 64 / group of them make
+// a streamed tile. Two consumer groups take the tiles in turn, each with sums of its own, which are added at the end.
 #pragma once
 
 #include "hopper.cuh"
@@ -97,8 +97,9 @@ __global__ void __launch_bounds__(NsaHopperSize<head>::threads, 1)
         for (int i = 0; i < 2; ++i) token[i] = tokenAt(tile * tileTokens + (lane + 32 * i) / a.group);
       };
       const auto statisticsOf = [&](int i, int of) {
-        const int64_t row = (static_cast<int64_t>(b) * a.H + kvHead * a.group + (lane + 32 * i) % a.group) *
-                                a.queries.length + offset + of - a.queries.first;
+        const int64_t row =
+            (static_cast<int64_t>(b) * a.H + kvHead * a.group + (lane + 32 * i) % a.group) * a.queries.length + offset +
+            of - a.queries.first;
         lse[i] = of < a.N ? __ldg(a.rowLse + row) : infinity<float>();
         delta[i] = of < a.N ? __ldg(a.rowDelta + row) : 0.f;
       };
@@ -259,11 +260,10 @@ cudaError_t launchNsaDkDvHopperHead(const NsaArgs<T, Rule>& a, cudaStream_t stre
   return lastLaunch();
 }
 
-#define GATEDFWA_NSA_HOPPER_RULE(T, Rule)                                                             \
-  template <>                                                                                         \
-  cudaError_t launchNsaDkDvHopper<T, Rule>(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream) { \
-    return head == 64 ? launchNsaDkDvHopperHead<T, 64>(args, stream)                                  \
-                      : launchNsaDkDvHopperHead<T, 128>(args, stream);                                \
+#define GATEDFWA_NSA_HOPPER_RULE(T, Rule)                                                                             \
+  template <>                                                                                                         \
+  cudaError_t launchNsaDkDvHopper<T, Rule>(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream) {             \
+    return head == 64 ? launchNsaDkDvHopperHead<T, 64>(args, stream) : launchNsaDkDvHopperHead<T, 128>(args, stream); \
   }
 #define GATEDFWA_NSA_HOPPER_INSTANCES(T)      \
   GATEDFWA_NSA_HOPPER_RULE(T, CompressedRule) \

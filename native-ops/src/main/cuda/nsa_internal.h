@@ -23,14 +23,14 @@ struct SelectedRule {
 /// `segment` tokens; segments of units that have several leave partial sums, which are then added in order.
 struct NsaLists {
   int heads, blocks, unitKeys, segment;
-  int64_t listLength;         ///< of one head's `tokens`
-  const int* tokens;          ///< [heads, listLength], ascending within a unit; null: the last `count` queries
-  const int* count;           ///< [heads, blocks]
-  const int* offset;          ///< [heads, blocks], into the head's tokens
-  const int* segmentStart;    ///< [blocks * heads + 1]: number of segments before unit x = block * heads + head
-  const int* partialStart;    ///< as segmentStart, of the units with several segments
-  int64_t mostSegments;       ///< what segmentStart may reach
-  int64_t mostPartials;       ///< what partialStart may reach
+  int64_t listLength;       ///< of one head's `tokens`
+  const int* tokens;        ///< [heads, listLength], ascending within a unit; null: the last `count` queries
+  const int* count;         ///< [heads, blocks]
+  const int* offset;        ///< [heads, blocks], into the head's tokens
+  const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = block * heads + head
+  const int* partialStart;  ///< as segmentStart, of the units with several segments
+  int64_t mostSegments;     ///< what segmentStart may reach
+  int64_t mostPartials;     ///< what partialStart may reach
   __host__ __device__ int subTiles() const { return (unitKeys + kNsaTile - 1) / kNsaTile; }
 };
 
@@ -65,8 +65,8 @@ struct NsaSelectArgs {
   int N, M, H, kvHeads, group, keys;
   int64_t batch;
   float scaleLog2;
-  int stride, pieces;    ///< d, l / d
-  int perSelection;      ///< l' / d
+  int stride, pieces;  ///< d, l / d
+  int perSelection;    ///< l' / d
   int selectionBlock, topN;
   const uint64_t* keyBits;
   int64_t keyWords;

@@ -40,19 +40,6 @@ __device__ __forceinline__ Place placeOf(const SelectedRule& rule, int kvHeads, 
           static_cast<int>(blockIdx.x % ranges) * kUnits};
 }
 
-__global__ void __launch_bounds__(kThreads)
-    countKernel(SelectedRule rule, int kvHeads, int N, int offset, int blocks, int* count) {
-  __shared__ int own[kUnits];
-  const Place x = placeOf(rule, kvHeads, blocks);
-  if (threadIdx.x < kUnits) own[threadIdx.x] = 0;
-  __syncthreads();
-  for (int from = 0; from < N; from += kChunk)
-    forEachEntry(rule, x.indices, offset, N, from, x.unit0, [&](int, int unit) { atomicAdd(&own[unit], 1); });
-  __syncthreads();
-  if (threadIdx.x < kUnits && x.unit0 + threadIdx.x < blocks)
-    count[static_cast<int64_t>(x.head) * blocks + x.unit0 + threadIdx.x] = own[threadIdx.x];
-}
-
 /// Writes what the calling block's threads have before them; returns the block's sum. blockDim.x = 1024.
 __device__ __forceinline__ int prefixOf(int value, int* before) {
   __shared__ int sums[32];
@@ -113,17 +100,18 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    fillKernel(SelectedRule rule, int kvHeads, int N, int offset, int blocks, const int* starts, int64_t listLength,
-               int* tokens) {
+/// Without `fill` the units' counts, else their tokens from `starts` on. A unit that a token names twice counts once.
+template <bool fill>
+__global__ void __launch_bounds__(kThreads) listKernel(SelectedRule rule, int kvHeads, int N, int offset, int blocks,
+                                                       int* count, const int* starts, int64_t listLength, int* tokens) {
   __shared__ uint32_t bits[kUnits][kChunk / 32 + 1];
   __shared__ int next[kUnits];
   const Place x = placeOf(rule, kvHeads, blocks);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (threadIdx.x < kUnits)
-    next[threadIdx.x] =
-        x.unit0 + threadIdx.x < blocks ? starts[static_cast<int64_t>(x.head) * blocks + x.unit0 + threadIdx.x] : 0;
-  int* const list = tokens + x.head * listLength;
+  const int64_t own = static_cast<int64_t>(x.head) * blocks + x.unit0 + threadIdx.x;
+  const bool isUnit = threadIdx.x < kUnits && x.unit0 + threadIdx.x < blocks;
+  if (threadIdx.x < kUnits) next[threadIdx.x] = fill && isUnit ? starts[own] : 0;
+  [[maybe_unused]] int* const list = tokens + x.head * listLength;
   for (int from = 0; from < N; from += kChunk) {
     for (int i = threadIdx.x; i < kUnits * (kChunk / 32); i += kThreads) bits[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
     __syncthreads();
@@ -132,20 +120,22 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     for (int unit = warp; unit < kUnits; unit += kThreads / 32) {
       uint32_t word = bits[unit][lane];
-      const int own = __popc(word);
-      int through = own;
+      int through = __popc(word);
       for (int d = 1; d < 32; d *= 2) {
         const int y = __shfl_up_sync(~0u, through, d);
         if (lane >= d) through += y;
       }
       const int start = next[unit];
-      int at = start + through - own;
-      for (; word; word &= word - 1) list[at++] = from + 32 * lane + __ffs(word) - 1;
+      if constexpr (fill) {
+        int at = start + through - __popc(word);
+        for (; word; word &= word - 1) list[at++] = from + 32 * lane + __ffs(word) - 1;
+      }
       __syncwarp();
       if (lane == 31) next[unit] = start + through;
     }
     __syncthreads();
   }
+  if (!fill && isUnit) count[own] = next[threadIdx.x];
 }
 static_assert(kChunk == 32 * 32, "a word of bits for each lane");
 
@@ -197,13 +187,14 @@ cudaError_t launchNsaSelectedLists(const SelectedRule& rule, int64_t kvHeads, in
   const int heads = static_cast<int>(kvHeads);
   int* const count = const_cast<int*>(lists.count);
   int* const offset = const_cast<int*>(lists.offset);
-  countKernel<<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.blocks, count);
+  listKernel<false>
+      <<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.blocks, count, nullptr, lists.listLength, nullptr);
   cudaError_t e = lastLaunch();
   if (e != cudaSuccess) return e;
   offsetKernel<<<lists.heads, 1024, 0, stream>>>(lists.blocks, count, offset);
   if ((e = lastLaunch()) != cudaSuccess) return e;
-  fillKernel<<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.blocks, offset, lists.listLength,
-                                            const_cast<int*>(lists.tokens));
+  listKernel<true><<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.blocks, nullptr, offset,
+                                                  lists.listLength, const_cast<int*>(lists.tokens));
   if ((e = lastLaunch()) != cudaSuccess) return e;
   return launchSegments(lists, stream);
 }
@@ -223,7 +214,7 @@ cudaError_t launchNsaReduce(const NsaArgs<T, Rule>& a, int head, cudaStream_t st
   return lastLaunch();
 }
 
-#define GATEDFWA_NSA_REDUCE(T)                                                                             \
+#define GATEDFWA_NSA_REDUCE(T)                                                                                   \
   template cudaError_t launchNsaReduce<T, CompressedRule>(const NsaArgs<T, CompressedRule>&, int, cudaStream_t); \
   template cudaError_t launchNsaReduce<T, SelectedRule>(const NsaArgs<T, SelectedRule>&, int, cudaStream_t);
 GATEDFWA_NSA_REDUCE(__half)

@@ -16,15 +16,18 @@ __host__ __device__ __forceinline__ int64_t keysOf(const NsaSelectedProblem& p) 
 
 struct Mask {
   const uint64_t* bits;
-  __device__ Mask(const uint64_t* keyBits, int64_t keyWords, int64_t b) : bits(keyBits ? keyBits + b * keyWords : nullptr) {}
+  __device__ Mask(const uint64_t* keyBits, int64_t keyWords, int64_t b)
+      : bits(keyBits ? keyBits + b * keyWords : nullptr) {}
   __device__ bool real(int64_t j) const { return !bits || ((bits[j / 64] >> (j % 64)) & 1); }
 };
 
-/// Runs `body(key, first, seen)` over the keys that query t sees, up to 32 from `first` on at a time, all lanes together.
+/// Runs `body(key, first, seen)` over the keys that query t sees, up to 32 from `first` on at a time, all lanes
+/// together.
 template <typename Body>
 __device__ __forceinline__ void overKeys(const NsaCompressedProblem& p, int64_t, int64_t, int64_t position, Body body) {
   const int64_t end = visibleEnd(ruleOf(p), static_cast<int>(p.blocks), static_cast<int>(position));
-  for (int64_t first = 0; first < end; first += 32) body(first + threadIdx.x % 32, first, first + threadIdx.x % 32 < end);
+  for (int64_t first = 0; first < end; first += 32)
+    body(first + threadIdx.x % 32, first, first + threadIdx.x % 32 < end);
 }
 template <typename Body>
 __device__ __forceinline__ void overKeys(const NsaSelectedProblem& p, int64_t b, int64_t kvHead, int64_t position,
@@ -57,8 +60,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   F maximum = -infinity<F>(), sum = 0, out[kPerLane] = {};
   overKeys(p, b, kvHead, position, [&](int64_t key, int64_t first, bool seen) {
     const bool visible = seen && mask.real(key);
-    const F s = visible ? scale * dot(query[warp], at<T>(p.k, b, key, kvHead), p.k.strides[3], p.headSize)
-                        : -infinity<F>();
+    const F s =
+        visible ? scale * dot(query[warp], at<T>(p.k, b, key, kvHead), p.k.strides[3], p.headSize) : -infinity<F>();
     const F newMax = max(maximum, laneMax(s));
     const F base = newMax == -infinity<F>() ? F(0) : newMax;
     const F factor = exp2(maximum - base), weight = exp2(s - base);
@@ -170,8 +173,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int64_t first = 0; first < rows; first += 32) {
     const int64_t row = first + lane, place = row / group, h = kvHead * group + row % group;
     const int64_t t = row >= rows ? 0 : list ? list[place] : p.queryLength - count + place;
-    const bool visible =
-        row < rows && j < visibleEnd(ruleOf(p), static_cast<int>(keys), static_cast<int>(offset + t));
+    const bool visible = row < rows && j < visibleEnd(ruleOf(p), static_cast<int>(keys), static_cast<int>(offset + t));
     F weight = 0, ds = 0;
     if (visible) {
       const F s = scale * dot(key[warp], at<T>(p.q, b, t, h), p.q.strides[3], p.headSize);
@@ -319,8 +321,7 @@ template <typename T, typename F, typename Problem>
 cudaError_t launchNsaBackwardPlain(const NsaBackward<Problem>& p, const uint64_t* keyBits, int64_t keyWords,
                                    const NsaLists& lists, F* rowDelta, cudaStream_t stream) {
   const int64_t rowBlocks = divUp(p.batch * p.heads * p.queryLength, kWarps);
-  dqKernel<T, F, Problem>
-      <<<static_cast<unsigned>(rowBlocks), kWarps * 32, 0, stream>>>(p, keyBits, keyWords, rowDelta);
+  dqKernel<T, F, Problem><<<static_cast<unsigned>(rowBlocks), kWarps * 32, 0, stream>>>(p, keyBits, keyWords, rowDelta);
   const cudaError_t e = lastLaunch();
   const int64_t keyBlocks = divUp(p.batch * p.kvHeads * keysOf(p), kWarps);
   if (e != cudaSuccess || keyBlocks == 0) return e;
@@ -337,14 +338,14 @@ cudaError_t launchNsaSelectPlain(const NsaSelect& p, const uint64_t* keyBits, in
   return lastLaunch();
 }
 
-#define GATEDFWA_NSA_PLAIN_RULE(T, F, Problem)                                                                     \
-  template cudaError_t launchNsaForwardPlain<T, F, Problem>(const NsaForward<Problem>&, const uint64_t*, int64_t,  \
-                                                            cudaStream_t);                                         \
+#define GATEDFWA_NSA_PLAIN_RULE(T, F, Problem)                                                                      \
+  template cudaError_t launchNsaForwardPlain<T, F, Problem>(const NsaForward<Problem>&, const uint64_t*, int64_t,   \
+                                                            cudaStream_t);                                          \
   template cudaError_t launchNsaBackwardPlain<T, F, Problem>(const NsaBackward<Problem>&, const uint64_t*, int64_t, \
                                                              const NsaLists&, F*, cudaStream_t);
-#define GATEDFWA_NSA_PLAIN(T, F)                        \
-  GATEDFWA_NSA_PLAIN_RULE(T, F, NsaCompressedProblem)   \
-  GATEDFWA_NSA_PLAIN_RULE(T, F, NsaSelectedProblem)     \
+#define GATEDFWA_NSA_PLAIN(T, F)                      \
+  GATEDFWA_NSA_PLAIN_RULE(T, F, NsaCompressedProblem) \
+  GATEDFWA_NSA_PLAIN_RULE(T, F, NsaSelectedProblem)   \
   template cudaError_t launchNsaSelectPlain<T, F>(const NsaSelect&, const uint64_t*, int64_t, F*, int*, cudaStream_t);
 GATEDFWA_NSA_PLAIN(double, double)
 GATEDFWA_NSA_PLAIN(float, float)

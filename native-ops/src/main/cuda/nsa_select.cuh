@@ -1,7 +1,7 @@
-// The choice of blocks on tensor cores (mma.sync; NSA, equations 8 to 11). The probabilities of the compressed attention
-// are computed again from its lse, 32 blocks at a time, transposed: rows are compressed blocks, columns the heads of a
-// warp's tokens, so the sum over a group's heads runs along accumulator rows. Half a warp has one token at a time: its
-// lanes take one selection block each, and those that beat the worst of the token's best enter the list.
+// The choice of blocks on tensor cores (mma.sync; NSA, equations 8 to 11). The probabilities of the compressed
+// attention are computed again from its lse, 32 blocks at a time, transposed: rows are compressed blocks, columns the
+// heads of a warp's tokens, so the sum over a group's heads runs along accumulator rows. Half a warp has one token at a
+// time: its lanes take one selection block each, and those that beat the worst of the token's best enter the list.
 //
 // Compressed blocks that share tokens with the selection blocks that compete (those before the one before the query's
 // own) are all complete: no score needs a mask for causality.
@@ -15,12 +15,13 @@ constexpr int kNsaSelectKeys = 32;  ///< whose probabilities are in registers at
 
 /// Shared memory of a token.
 struct NsaSelectToken {
-  float sums[kNsaSelectKeys];  ///< probabilities, summed over the group
-  float carry[2];              ///< importances so far of the first selection blocks that are not complete
-  int count, first;            ///< of the list; the first candidate, -1 if there is none yet
+  float sums[kNsaTile];  ///< probabilities, summed over the group
+  float carry[2];        ///< importances so far of the first selection blocks that are not complete
+  int count, first;      ///< of the list; the first candidate, -1 if there is none yet
 };
 constexpr size_t nsaSelectShared(int head, int tokens, int topN) {
-  return 2 * static_cast<size_t>(kNsaTile) * head * 2 + tokens * (sizeof(NsaSelectToken) + 8 * static_cast<size_t>(topN));
+  return 2 * static_cast<size_t>(kNsaTile) * head * 2 +
+         tokens * (sizeof(NsaSelectToken) + 8 * static_cast<size_t>(topN));
 }
 
 /// The first unmasked compressed block that shares a token with selection block s; `keys` if there is none.
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(256, 2) nsaSelectKernel(const __grid_constant_
   const int warp = warpIndex(), warps = blockDim.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int warpTokens = 32 >> a.logGroup, tokens = warps * warpTokens;
   auto* const state = reinterpret_cast<NsaSelectToken*>(shared + 2 * tileBytes);
-  float* const best = reinterpret_cast<float*>(state + tokens);     // [tokens][topN], descending
+  float* const best = reinterpret_cast<float*>(state + tokens);           // [tokens][topN], descending
   int* const bestBlock = reinterpret_cast<int*>(best + tokens * a.topN);  // whose they are
 
   const int64_t blocks = (a.N + tokens - 1) / tokens, bh = blockIdx.x / blocks;
@@ -58,8 +59,8 @@ __global__ void __launch_bounds__(256, 2) nsaSelectKernel(const __grid_constant_
   const int token0 = static_cast<int>((blocks - 1 - blockIdx.x % blocks) * tokens);  // the longest first
   const int warpToken0 = token0 + warp * warpTokens;
   const int lastOwn = (offset + min(token0 + tokens, a.N) - 1) / a.selectionBlock;
-  const int needed = static_cast<int>(
-      max(int64_t(0), min(static_cast<int64_t>(a.keys), (lastOwn - int64_t(1)) * a.perSelection)));
+  const int needed =
+      static_cast<int>(max(int64_t(0), min(static_cast<int64_t>(a.keys), (lastOwn - int64_t(1)) * a.perSelection)));
 
   // The columns' queries, and log2(e) lse (infinity where there is no such column or no key).
   const auto columnToken = [&](int column) { return warpToken0 + (column >> a.logGroup); };
@@ -128,8 +129,8 @@ __global__ void __launch_bounds__(256, 2) nsaSelectKernel(const __grid_constant_
     if (tile + 1 < tiles) copyKeys(tile + 1);
     const uint32_t tileK = sharedAddress(shared) + tile % 2 * tileBytes;
     for (int part = 0; part < kNsaTile / kNsaSelectKeys; ++part) {
-      const int c0 = tile * kNsaTile + part * kNsaSelectKeys;
-      if (c0 >= needed) break;
+      // What is beyond `needed` is nobody's: sums that are left out are never looked at.
+      if (tile * kNsaTile + part * kNsaSelectKeys >= needed) break;
       float s[2][4][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m)
@@ -156,14 +157,17 @@ __global__ void __launch_bounds__(256, 2) nsaSelectKernel(const __grid_constant_
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int key = 16 * m + g + 8 * i;
-          const bool real = (bits >> key) & 1;
+          const int key = part * kNsaSelectKeys + 16 * m + g + 8 * i;
+          const bool real = (bits >> (key % kNsaSelectKeys)) & 1;
           float y[4][2];
 #pragma unroll
           for (int n = 0; n < 4; ++n)
 #pragma unroll
-            for (int e = 0; e < 2; ++e)
-              y[n][e] = real ? exp2Approx(fmaf(s[m][n][2 * i + e], a.scaleLog2, -lse[n][e])) : 0.f;
+            for (int e = 0; e < 2; ++e) y[n][e] = exp2Approx(fmaf(s[m][n][2 * i + e], a.scaleLog2, -lse[n][e]));
+          if (bits != ~0u && !real) {
+#pragma unroll
+            for (int n = 0; n < 4; ++n) y[n][0] = y[n][1] = 0.f;
+          }
           if (a.logGroup == 4) {
             const float first = quadSum((y[0][0] + y[0][1]) + (y[1][0] + y[1][1]));
             const float second = quadSum((y[2][0] + y[2][1]) + (y[3][0] + y[3][1]));
@@ -197,90 +201,90 @@ __global__ void __launch_bounds__(256, 2) nsaSelectKernel(const __grid_constant_
             }
           }
         }
-      __syncwarp();
+    }
+    __syncwarp();
 
-      const int firstBlock = c0 / r, complete = (c0 + kNsaSelectKeys) / r;
-      const int lastBlock = (c0 + kNsaSelectKeys - 1) / r + 1;
-      for (int pair = 0; pair < warpTokens; pair += 2) {
-        const int index = pair + half, token = warpToken0 + index;
-        const bool live = index < warpTokens && token < a.N;
-        const int at = warp * warpTokens + (live ? index : 0);
-        NsaSelectToken& mine = state[at];
-        const int position = offset + token, ownBlock = live ? position / a.selectionBlock : 0;
-        int count = mine.count, candidateFirst = mine.first;
-        const float carry[2] = {mine.carry[0], mine.carry[1]};
-        __syncwarp();
-        if (live && halfLane < 2) mine.carry[halfLane] = 0.f;
-        __syncwarp();
-        for (int from = firstBlock; from <= lastBlock; from += 16) {
-          const int block = from + halfLane;
-          float importance = 0.f;
-          bool pending = false;
-          if (live && block <= lastBlock) {
-            if (block - firstBlock < 2) importance = block == firstBlock ? carry[0] : carry[1];
-            const int begin = block * r, end = min(c0 + kNsaSelectKeys, begin + r);
-            for (int c = max(c0, begin - pieces + 1); c < end; ++c) {
-              // Pieces that c shares with the block; each block's sum runs in the order of c, whatever the tiles.
-              const int weight = c >= begin ? min(pieces, begin + r - c) : pieces - (begin - c);
-              importance = fmaf(static_cast<float>(weight), mine.sums[c - c0], importance);
-            }
-            if (block >= complete) {
-              mine.carry[block - complete] = importance;
-            } else if (block < ownBlock - 1) {
-              pending = isCandidate(a, b, block, position);
-            }
-            if (!(importance == importance)) importance = 0.f;
+    const int c0 = tile * kNsaTile;
+    const int firstBlock = c0 / r, complete = (c0 + kNsaTile) / r;
+    for (int pair = 0; pair < warpTokens; pair += 2) {
+      const int index = pair + half, token = warpToken0 + index;
+      const bool live = index < warpTokens && token < a.N;
+      const int at = warp * warpTokens + (live ? index : 0);
+      NsaSelectToken& mine = state[at];
+      const int position = offset + token, ownBlock = live ? position / a.selectionBlock : 0;
+      int count = mine.count, candidateFirst = mine.first;
+      const float carry[2] = {mine.carry[0], mine.carry[1]};
+      // What the blocks through this tile give `block`: c counts once for each piece that they share. The sum runs in
+      // the order of c, whatever the tiles.
+      const auto importanceOf = [&](int block) {
+        float sum = block == firstBlock ? carry[0] : block == firstBlock + 1 ? carry[1] : 0.f;
+        const int begin = block * r, end = min(c0 + kNsaTile, begin + r);
+        for (int c = max(c0, begin - pieces + 1); c < end; ++c) {
+          const int weight = c >= begin ? min(pieces, begin + r - c) : pieces - (begin - c);
+          sum = fmaf(static_cast<float>(weight), mine.sums[c - c0], sum);
+        }
+        return sum;
+      };
+      for (int from = firstBlock; from < complete; from += 16) {
+        const int block = from + halfLane;
+        float importance = 0.f;
+        bool pending = false;
+        if (live && block < complete && block < ownBlock - 1) {
+          importance = importanceOf(block);
+          if (!(importance == importance)) importance = 0.f;
+          pending = isCandidate(a, b, block, position);
+        }
+        const uint32_t found = halfOf(__ballot_sync(~0u, pending));
+        if (candidateFirst < 0 && found) {
+          candidateFirst = from + __ffs(found) - 1;
+          if (block == candidateFirst) pending = false;
+        }
+        float* const list = best + at * a.topN;
+        int* const listBlock = bestBlock + at * a.topN;
+        while (true) {
+          pending = pending && (count < places || importance > list[places - 1]);
+          const uint32_t ballot = __ballot_sync(~0u, pending);
+          if (ballot == 0) break;
+          const uint32_t mineOnly = halfOf(ballot);
+          const int source = 16 * half + (mineOnly ? __ffs(mineOnly) - 1 : 0);
+          const float x = __shfl_sync(~0u, importance, source);
+          const int xBlock = __shfl_sync(~0u, block, source);
+          // Entries halfLane and halfLane + 16 of the list, and those before them.
+          float before[2];
+          int beforeBlock[2];
+          bool ahead[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int j = halfLane + 16 * i;
+            ahead[i] = mineOnly && j < count && list[j] >= x;
+            const bool read = mineOnly && j > 0 && j <= count && j < places;
+            before[i] = read ? list[j - 1] : 0.f;
+            beforeBlock[i] = read ? listBlock[j - 1] : 0;
           }
-          const uint32_t found = halfOf(__ballot_sync(~0u, pending));
-          if (candidateFirst < 0 && found) {
-            candidateFirst = from + __ffs(found) - 1;
-            if (block == candidateFirst) pending = false;
-          }
-          float* const list = best + at * a.topN;
-          int* const listBlock = bestBlock + at * a.topN;
-          while (true) {
-            pending = pending && (count < places || importance > list[places - 1]);
-            const uint32_t ballot = __ballot_sync(~0u, pending);
-            if (ballot == 0) break;
-            const uint32_t mineOnly = halfOf(ballot);
-            const int source = 16 * half + (mineOnly ? __ffs(mineOnly) - 1 : 0);
-            const float x = __shfl_sync(~0u, importance, source);
-            const int xBlock = __shfl_sync(~0u, block, source);
-            // Entries halfLane and halfLane + 16 of the list, and those before them.
-            float before[2];
-            int beforeBlock[2];
-            bool ahead[2];
+          const int place = __popc(halfOf(__ballot_sync(~0u, ahead[0]))) + __popc(halfOf(__ballot_sync(~0u, ahead[1])));
+          if (mineOnly) {
+            count = min(count + 1, places);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               const int j = halfLane + 16 * i;
-              ahead[i] = mineOnly && j < count && list[j] >= x;
-              const bool read = mineOnly && j > 0 && j <= count && j < places;
-              before[i] = read ? list[j - 1] : 0.f;
-              beforeBlock[i] = read ? listBlock[j - 1] : 0;
-            }
-            const int place =
-                __popc(halfOf(__ballot_sync(~0u, ahead[0]))) + __popc(halfOf(__ballot_sync(~0u, ahead[1])));
-            if (mineOnly) {
-              count = min(count + 1, places);
-#pragma unroll
-              for (int i = 0; i < 2; ++i) {
-                const int j = halfLane + 16 * i;
-                if (j >= place && j < count) {
-                  list[j] = j == place ? x : before[i];
-                  listBlock[j] = j == place ? xBlock : beforeBlock[i];
-                }
+              if (j >= place && j < count) {
+                list[j] = j == place ? x : before[i];
+                listBlock[j] = j == place ? xBlock : beforeBlock[i];
               }
-              if (lane == source) pending = false;
             }
-            __syncwarp();
+            if (lane == source) pending = false;
           }
+          __syncwarp();
         }
-        if (live && halfLane == 0) {
-          mine.count = count;
-          mine.first = candidateFirst;
-        }
-        __syncwarp();
       }
+      const float rest = live && halfLane < 2 ? importanceOf(complete + halfLane) : 0.f;
+      __syncwarp();
+      if (live && halfLane < 2) mine.carry[halfLane] = rest;
+      if (live && halfLane == 0) {
+        mine.count = count;
+        mine.first = candidateFirst;
+      }
+      __syncwarp();
     }
   }
 

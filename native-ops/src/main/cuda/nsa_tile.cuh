@@ -1,12 +1,12 @@
 // The query-stationary skeleton of the mma.sync kernels of native sparse attention (forward and dq).
 //
-// A warp keeps 16 rows: the heads of one token's group (of several tokens if the group is smaller than 16, 16 of them if
-// it is larger). Warp 0 of a block copies tiles of K and of V into slots of shared memory, by TMA where there is one;
-// the others take the tiles that one of their tokens uses. Neighbouring tokens share what they have both chosen: the
-// copying warp walks over the union of their choices in ascending order.
+// A warp keeps 16 rows: the heads of one token's group (of several tokens if the group is smaller than 16, 16 of them
+// if it is larger). Warp 0 of a block copies tiles of K and of V into slots of shared memory, by TMA where there is
+// one; the others take the tiles that one of their tokens uses. Neighbouring tokens share what they have both chosen:
+// the copying warp walks over the union of their choices in ascending order.
 //
-// Each warp has a queue of the tiles that are meant for it, so that warps run apart, and a slot is free again as soon as
-// the warps that use it are through, whatever happens to older ones. K and V have slots of their own.
+// Each warp has a queue of the tiles that are meant for it, so that warps run apart, and a slot is free again as soon
+// as the warps that use it are through, whatever happens to older ones. K and V have slots of their own.
 #pragma once
 
 #include <cuda.h>
@@ -64,11 +64,10 @@ __device__ __forceinline__ void stageBarrierWait(uint32_t barrier, uint32_t pari
 #endif
   do {
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
 #else
     asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
                  : "=r"(done)
@@ -136,7 +135,8 @@ __device__ __forceinline__ typename P::B loadPanelTransposed(uint32_t tile, int 
 
 /// Rows [first, first + 64) that have a bit, the others as zeros, by one warp.
 template <typename T, int head>
-__device__ __forceinline__ void copyPanels(uint32_t tile, const T* base, const Rows<T>& rows, int first, uint64_t bits) {
+__device__ __forceinline__ void copyPanels(uint32_t tile, const T* base, const Rows<T>& rows, int first,
+                                           uint64_t bits) {
   constexpr int chunks = head / 8, step = 32 / chunks;
   const int lane = threadIdx.x % 32, chunk = lane % chunks, row0 = lane / chunks;
   const bool inside = chunk * 8 < rows.width;
@@ -180,7 +180,7 @@ template <int head, int consumers, int rowBytes = 0>
 struct NsaBlock {
   static constexpr int kTileBytes = kNsaTile * head * 2, kRows = consumers * rowBytes;
   static constexpr int kEntries = consumers * kNsaQueue * static_cast<int>(sizeof(NsaEntry));
-  static constexpr int kRest = kRows + kEntries + 8 * kNsaMostSlots + 4 * kNsaMostSlots + 4 * 32 + 8 * kNsaMostTokens;
+  static constexpr int kRest = kRows + kEntries + 8 * kNsaMostSlots + 4 * kNsaMostSlots + 4 * 32;
   static_assert(consumers * 16 <= kNsaMostTokens, "");
   static int slots(size_t limit) {
     return static_cast<int>(std::min<size_t>(kNsaMostSlots, (limit - kRest) / kTileBytes));
@@ -196,17 +196,15 @@ struct NsaBlock {
   __device__ __forceinline__ NsaEntry& entry(int warp, int place) const {
     return reinterpret_cast<NsaEntry*>(rest() + kRows)[warp * kNsaQueue + place % kNsaQueue];
   }
-  __device__ __forceinline__ uint32_t full(int slot) const { return sharedAddress(rest()) + kRows + kEntries + 8 * slot; }
+  __device__ __forceinline__ uint32_t full(int slot) const {
+    return sharedAddress(rest()) + kRows + kEntries + 8 * slot;
+  }
   /// How many warps still use a slot.
   __device__ __forceinline__ uint32_t users(int slot) const {
     return sharedAddress(rest()) + kRows + kEntries + 8 * kNsaMostSlots + 4 * slot;
   }
   /// How many entries a warp's queue has had.
   __device__ __forceinline__ uint32_t tail(int warp) const { return users(kNsaMostSlots) + 4 * warp; }
-  __device__ __forceinline__ int* cursors() const {
-    return reinterpret_cast<int*>(rest() + kRows + kEntries + 12 * kNsaMostSlots + 4 * 32);
-  }
-
   /// `bulk`: the copies are TMA's.
   __device__ __forceinline__ void initialise(bool bulk) const {
     const int i = threadIdx.x;
@@ -243,43 +241,67 @@ struct NsaPlace {
   }
 };
 
-/// Calls visit(first, end, member) for each key tile that a token of the block uses, in ascending order; member(i): does
-/// the block's token i use it? By one warp, whose cursors are in `shared`.
+/// Calls visit(first, end, members) for each key tile that a token of the block uses, in ascending order; members(i,
+/// n): a bit for each of the block's tokens i .. i + n - 1 (n <= 16) that uses it. By one warp.
 template <typename T, typename Visit>
-__device__ __forceinline__ void forEachTile(const NsaArgs<T, CompressedRule>& a, const NsaPlace& x, int*, Visit visit) {
+__device__ __forceinline__ void forEachTile(const NsaArgs<T, CompressedRule>& a, const NsaPlace& x, Visit visit) {
   const int end = visibleEnd(a.rule, a.keys, a.M - a.N + x.token0 + x.tokens - 1);
-  for (int first = 0; first < end; first += kNsaTile) visit(first, a.keys, [](int) { return true; });
+  for (int first = 0; first < end; first += kNsaTile)
+    visit(first, a.keys, [&](int i, int n) { return i < x.tokens ? (1u << min(n, x.tokens - i)) - 1 : 0u; });
 }
-template <typename T, typename Visit>
-__device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, int* shared,
-                                            Visit visit) {
+/// Lane i walks along the choices of tokens i, i + 32, ..; each choice is loaded a step before it is needed.
+template <int rounds, typename T, typename Visit>
+__device__ __forceinline__ void forEachSelectedTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, Visit visit) {
   const int lane = threadIdx.x % 32, length = a.rule.selectionBlock, position0 = a.M - a.N + x.token0;
-  int *const next = shared, *const place = shared + kNsaMostTokens;
   const int* const indices = a.rule.indices + x.b * a.rule.batch + x.token0 * a.rule.row + x.kvHead * a.rule.head;
   const auto blockAt = [&](int token, int i) {
-    const int block = i < a.rule.topN ? __ldg(indices + token * a.rule.row + i * a.rule.element) : -1;
-    // Blocks behind the query have nothing to see; nor have the later ones.
-    return block < 0 || static_cast<int64_t>(block) * length > position0 + token ? kNoTile : block;
+    if (token >= x.tokens || i >= a.rule.topN) return kNoTile;
+    const int block = __ldg(indices + token * a.rule.row + i * a.rule.element);
+    return block < 0 ? kNoTile : block;
   };
-  for (int i = lane; i < x.tokens; i += 32) {
-    place[i] = 0;
-    next[i] = blockAt(i, 0);
-  }
-  __syncwarp();
-  while (true) {
-    int block = kNoTile;
-    for (int i = lane; i < x.tokens; i += 32) block = min(block, next[i]);
+  int next[rounds], after[rounds], place[rounds];
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) block = min(block, __shfl_xor_sync(~0u, block, d));
-    if (block == kNoTile) return;
-    const int begin = block * length, end = min(begin + length, a.keys);
-    const int seen = min(end, position0 + x.tokens);  // by the last token
-    const auto member = [&](int i) { return next[i] == block; };
-    for (int first = begin; first < seen; first += kNsaTile) visit(first, end, member);
-    for (int i = lane; i < x.tokens; i += 32)
-      if (next[i] == block) next[i] = blockAt(i, ++place[i]);
-    __syncwarp();
+  for (int r = 0; r < rounds; ++r) {
+    next[r] = blockAt(32 * r + lane, 0);
+    after[r] = blockAt(32 * r + lane, 1);
+    place[r] = 2;
   }
+  while (true) {
+    int block = next[0];
+#pragma unroll
+    for (int r = 1; r < rounds; ++r) block = min(block, next[r]);
+    block = __reduce_min_sync(~0u, block);
+    if (block == kNoTile) return;
+    const int64_t begin = static_cast<int64_t>(block) * length;
+    if (begin >= position0 + x.tokens) return;  // behind all queries, as are the later ones
+    const int end = static_cast<int>(min(begin + length, static_cast<int64_t>(a.keys)));
+    uint32_t used[rounds + 1];
+#pragma unroll
+    for (int r = 0; r < rounds; ++r) used[r] = __ballot_sync(~0u, next[r] == block);
+    used[rounds] = 0;
+    const auto members = [&](int i, int n) {
+      uint32_t low = 0, high = 0;
+#pragma unroll
+      for (int r = 0; r < rounds; ++r)
+        if (i / 32 == r) low = used[r], high = used[r + 1];
+      return __funnelshift_r(low, high, i % 32) & ((1u << n) - 1);
+    };
+    const int seen = min(end, position0 + x.tokens);  // by the last token
+    for (int first = static_cast<int>(begin); first < seen; first += kNsaTile) visit(first, end, members);
+#pragma unroll
+    for (int r = 0; r < rounds; ++r)
+      if (next[r] == block) {
+        next[r] = after[r];
+        after[r] = blockAt(32 * r + lane, place[r]++);
+      }
+  }
+}
+template <typename T, typename Visit>
+__device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, Visit visit) {
+  if (x.tokens <= 32)
+    forEachSelectedTile<1>(a, x, visit);
+  else
+    forEachSelectedTile<kNsaMostTokens / 32>(a, x, visit);
 }
 
 /// Warp 0: copies the tiles. `bulk`: by the tensor maps.
@@ -292,43 +314,45 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
   const int lane = threadIdx.x % 32;
   // Lane i knows the queue and the tokens of consumer warp i, and slot i.
   const int token0 = static_cast<int>((x.firstUnit + lane) / units.parts) * units.tokens - x.token0;
-  uint32_t tail = 0, phase = 0;
+  uint32_t tail = 0, phase = 0, free = 0;  // free: a bit per slot that is known to be
   const auto publish = [&](const NsaEntry& entry) {
     block.entry(lane, tail) = entry;
     releaseShared(block.tail(lane), ++tail);
   };
-  const auto freeSlot = [&] {
-    uint32_t free;
-    do {
-      free = __ballot_sync(~0u, lane < block.count && acquireShared(block.users(lane)) == 0);
-    } while (free == 0);
-    return __ffs(free) - 1;
+  const auto takeSlot = [&] {
+    while (free == 0) free = __ballot_sync(~0u, lane < block.count && acquireShared(block.users(lane)) == 0);
+    const int slot = __ffs(free) - 1;
+    free &= free - 1;
+    return slot;
   };
-  forEachTile(a, x, block.cursors(), [&](int first, int end, auto&& member) {
+  forEachTile(a, x, [&](int first, int end, auto&& members) {
     NsaEntry entry{keyBitsFrom(a, x.b, first, end), first, 0, {0, 0}};
-    if (lane < consumers)
-      for (int i = 0; i < units.tokens; ++i)
-        if (token0 + i < x.tokens && member(token0 + i)) entry.members |= 1u << i;
+    if (lane < consumers && token0 < x.tokens) entry.members = members(token0, units.tokens);
     const bool mine = entry.members != 0;
     const int users = __popc(__ballot_sync(~0u, mine));
+    const int slots[2] = {takeSlot(), takeSlot()};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int slot = freeSlot();
-      if (lane == slot) storeShared(block.users(slot), users);
-      entry.slots[i] = 2 * slot + (__shfl_sync(~0u, phase, slot) & 1);
-      if (lane == slot) ++phase;
-      const uint32_t tile = block.tile(slot), full = block.full(slot);
-      if (bulk) {
-        if (lane == 0) {
-          stageBarrierExpect(full, head * 128);
-#pragma unroll
-          for (int panel = 0; panel < head / 64; ++panel)
-            copyPanel(tile + panel * kNsaPanelBytes, i == 0 ? mapK : mapV, 64 * panel, first, x.kvHead, x.b, full);
-        }
-      } else {
-        copyPanels<T, head>(tile, i == 0 ? k : v, i == 0 ? a.k : a.v, first, entry.bits);
-        stageBarrierArriveAfterCopies(full);
+      entry.slots[i] = 2 * slots[i] + (__shfl_sync(~0u, phase, slots[i]) & 1);
+      if (lane == slots[i]) {
+        storeShared(block.users(lane), users);
+        ++phase;
       }
+    }
+    if (bulk) {
+      constexpr int panels = head / 64;
+      const int tensor = lane / panels, panel = lane % panels;
+      if (tensor < 2) {  // a panel a lane
+        const int slot = tensor == 0 ? slots[0] : slots[1];
+        if (panel == 0) stageBarrierExpect(block.full(slot), head * 128);
+        copyPanel(block.tile(slot) + panel * kNsaPanelBytes, tensor == 0 ? mapK : mapV, 64 * panel, first, x.kvHead,
+                  x.b, block.full(slot));
+      }
+    } else {
+      copyPanels<T, head>(block.tile(slots[0]), k, a.k, first, entry.bits);
+      stageBarrierArriveAfterCopies(block.full(slots[0]));
+      copyPanels<T, head>(block.tile(slots[1]), v, a.v, first, entry.bits);
+      stageBarrierArriveAfterCopies(block.full(slots[1]));
     }
     __syncwarp();  // users
     if (mine) publish(entry);
@@ -380,14 +404,14 @@ struct NsaTile {
   }
 };
 
-/// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses: row i sees the tile's keys
-/// below limit[i] that have a bit; no row sees a key from 16 * groups on. Unmasked tiles are seen whole by all rows
+/// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses: row i sees the tile's
+/// keys below limit[i] that have a bit; no row sees a key from 16 * groups on. Unmasked tiles are seen whole by all
+/// rows
 /// (`valid` or not: what others would see is nobody's). The body waits for K and V and releases them.
 template <typename Block, typename Body>
 __device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRows& rows, int warp, Body body) {
   for (uint32_t head = 0;; ++head) {
-    while (acquireShared(block.tail(warp)) == head) {
-    }
+    while (acquireShared(block.tail(warp)) == head) __nanosleep(32);
     const NsaEntry entry = block.entry(warp, head);
     if (entry.first == kNoTile) return;
     const NsaTile<Block> tile{block, {entry.slots[0], entry.slots[1]}};
@@ -395,8 +419,8 @@ __device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRow
 #pragma unroll
     for (int i = 0; i < 2; ++i)  // of rows that are not valid: negative or 0
       limit[i] = (entry.members >> rows.member[i]) & 1 ? min(rows.end[i] - entry.first, kNsaTile) : 0;
-    const bool whole = entry.bits == ~0ull && (limit[0] == kNsaTile || !rows.valid[0]) &&
-                       (limit[1] == kNsaTile || !rows.valid[1]);
+    const bool whole =
+        entry.bits == ~0ull && (limit[0] == kNsaTile || !rows.valid[0]) && (limit[1] == kNsaTile || !rows.valid[1]);
     if (__all_sync(~0u, whole)) {
       body(std::false_type(), tile, limit, entry.bits, kNsaTile / 16);
       continue;
@@ -420,8 +444,8 @@ __device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRow
 
 /// A operands of a warp's 16 rows straight from global memory; zeros for rows that are not valid.
 template <typename T, int head>
-__device__ __forceinline__ void loadRowOperands(typename Mma16<T>::A (&x)[head / 16], const T* base, const Rows<T>& rows,
-                                                const NsaRows& r, int t) {
+__device__ __forceinline__ void loadRowOperands(typename Mma16<T>::A (&x)[head / 16], const T* base,
+                                                const Rows<T>& rows, const NsaRows& r, int t) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const T* const row = base + r.t[i] * rows.row + r.h[i] * rows.head;

@@ -1,5 +1,5 @@
-// What the plain kernels share: a warp has one row; lanes take keys (queries) for the products and head elements for the
-// sums over them.
+// What the plain kernels share: a warp has one row; lanes take keys (queries) for the products and head elements for
+// the sums over them.
 #pragma once
 
 #include "element.cuh"

@@ -40,7 +40,8 @@ cudaError_t encodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, const vo
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(length),
                               static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
   const cuuint64_t strides[] = {bytes(length, rowStride), bytes(heads, headStride), bytes(batch, batchStride)};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(boxRows), static_cast<cuuint32_t>(boxHeads), 1}, steps[] = {1, 1, 1, 1};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(boxRows), static_cast<cuuint32_t>(boxHeads), 1},
+                   steps[] = {1, 1, 1, 1};
   const CUresult r =
       encode(map, type, 4, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);

@@ -1,5 +1,5 @@
-// The CUDA kernels of native sparse attention against the float64 oracle (src/test/cpp/nsa_oracle.h): every op over many
-// shapes and types. Outputs and workspaces hold NaN (and then something else) before each run; reruns must be
+// The CUDA kernels of native sparse attention against the float64 oracle (src/test/cpp/nsa_oracle.h): every op over
+// many shapes and types. Outputs and workspaces hold NaN (and then something else) before each run; reruns must be
 // bit-identical.
 //
 //   test_nsa [--only TEXT] [--reruns N]
@@ -116,17 +116,20 @@ void oracle(const NsaShape& s, int64_t keys, const Sees& sees, NsaArrays<double>
     const auto take = [&](const std::vector<double>& all, std::vector<double>& part, int64_t rows, int64_t heads,
                           int64_t head, int64_t width) {
       part.resize(rows * width);
-      for (int64_t i = 0; i < rows * width; ++i) part[i] = all[((b * rows + i / width) * heads + head) * width + i % width];
+      for (int64_t i = 0; i < rows * width; ++i)
+        part[i] = all[((b * rows + i / width) * heads + head) * width + i % width];
     };
     const auto add = [&](std::vector<double>& all, const std::vector<double>& part, int64_t rows, int64_t heads,
                          int64_t head, int64_t width) {
-      for (int64_t i = 0; i < rows * width; ++i) all[((b * rows + i / width) * heads + head) * width + i % width] += part[i];
+      for (int64_t i = 0; i < rows * width; ++i)
+        all[((b * rows + i / width) * heads + head) * width + i % width] += part[i];
     };
     take(x.q, y.q, N, H, h, s.headSize);
     take(x.dO, y.dO, N, H, h, s.valueSize);
     take(x.k, y.k, keys, Hkv, kvHead, s.headSize);
     take(x.v, y.v, keys, Hkv, kvHead, s.valueSize);
-    nsaDense<double>(own, keys, [&](int64_t, int64_t, int64_t t, int64_t j) { return sees(b, kvHead, t, j); }, y);
+    nsaDense<double>(
+        own, keys, [&](int64_t, int64_t, int64_t t, int64_t j) { return sees(b, kvHead, t, j); }, y);
     const std::lock_guard<std::mutex> lock(mutex);
     add(x.o, y.o, N, H, h, s.valueSize);
     add(x.dq, y.dq, N, H, h, s.headSize);
@@ -168,8 +171,9 @@ void repeat(const std::string& name, const char* what, Workspace& workspace, Run
     const Result r = run();
     CHECK(cudaDeviceSynchronize());
     if (!r) {
-      check(false, name, std::string(what) + ": status " + std::to_string(static_cast<int>(r.status)) + " " +
-                             cudaGetErrorString(r.cuda));
+      check(false, name,
+            std::string(what) + ": status " + std::to_string(static_cast<int>(r.status)) + " " +
+                cudaGetErrorString(r.cuda));
       return;
     }
     std::vector<std::vector<unsigned char>> now;
@@ -198,11 +202,11 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
   const ElementType type = TypeOf<T>::type;
   char text[240];
   std::snprintf(text, sizeof text,
-                "%s%s B%lld N%lld M%lld H%lld/%lld D%lld/%lld l%lld d%lld l'%lld top%lld%s%s layout%d x%g", TypeOf<T>::name,
-                suffix, (long long)s.batch, (long long)s.queryLength, (long long)s.keyLength, (long long)s.heads,
-                (long long)s.kvHeads, (long long)s.headSize, (long long)s.valueSize, (long long)s.blockLength,
-                (long long)s.stride, (long long)s.selectionBlock, (long long)s.topN, *x.mask ? " mask " : "", x.mask,
-                static_cast<int>(x.layout), x.factor);
+                "%s%s B%lld N%lld M%lld H%lld/%lld D%lld/%lld l%lld d%lld l'%lld top%lld%s%s layout%d x%g",
+                TypeOf<T>::name, suffix, (long long)s.batch, (long long)s.queryLength, (long long)s.keyLength,
+                (long long)s.heads, (long long)s.kvHeads, (long long)s.headSize, (long long)s.valueSize,
+                (long long)s.blockLength, (long long)s.stride, (long long)s.selectionBlock, (long long)s.topN,
+                *x.mask ? " mask " : "", x.mask, static_cast<int>(x.layout), x.factor);
   const std::string name = text;
   if (name.find(only) == std::string::npos) return;
   // FLOAT sums up thousands of products one by one.
@@ -285,7 +289,8 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
     forward.lse = lseOut;
     {
       Workspace w(nsaForwardWorkspace(forward, on));
-      repeat(name, what, w, [&] { return nsaForward(forward, on, w.data, w.bytes, nullptr); }, o, lse);
+      repeat(
+          name, what, w, [&] { return nsaForward(forward, on, w.data, w.bytes, nullptr); }, o, lse);
     }
     compare(name, (std::string(what) + " o").c_str(), o.download(), ref.o, limit, floor);
     compare(name, (std::string(what) + " lse").c_str(), lse.download(), ref.lse,
@@ -299,8 +304,9 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
     backward.dv = dv.out();
     {
       Workspace w(nsaBackwardWorkspace(backward, on));
-      repeat(name, (std::string(what) + "_bp").c_str(), w,
-             [&] { return nsaBackward(backward, on, w.data, w.bytes, nullptr); }, dq, dk, dv);
+      repeat(
+          name, (std::string(what) + "_bp").c_str(), w,
+          [&] { return nsaBackward(backward, on, w.data, w.bytes, nullptr); }, dq, dk, dv);
     }
     compare(name, (std::string(what) + " dq").c_str(), dq.download(), ref.dq, limit, floor);
     compare(name, (std::string(what) + " dk").c_str(), dk.download(), ref.dk, limit, floor);
@@ -316,7 +322,8 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
         for (int64_t h = 0; h < Hkv; ++h) {
           const int64_t own = s.position(t) / s.selectionBlock;
           std::vector<int> all;
-          for (int64_t i = 0; i <= std::min(own + (generator() % 8 == 0), S - 1); ++i) all.push_back(static_cast<int>(i));
+          for (int64_t i = 0; i <= std::min(own + (generator() % 8 == 0), S - 1); ++i)
+            all.push_back(static_cast<int>(i));
           std::shuffle(all.begin(), all.end(), generator);
           size_t count = std::min<size_t>(all.size(), s.topN);
           if (generator() % 4 == 0) count = generator() % (count + 1);
@@ -332,13 +339,14 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
     dv.upload(v);
     Tensor<int> deviceIndices(B, N, Hkv, s.topN, x.layout == Layout::Padded ? Layout::HeadsFirst : Layout::Dense);
     deviceIndices.upload(indices);
-    oracle(s, M,
-           [&](int64_t b, int64_t kvHead, int64_t t, int64_t j) {
-             const int* row = indices.data() + ((b * N + t) * Hkv + kvHead) * s.topN;
-             return j <= s.position(t) && tokenMask[b * M + j] != 0 &&
-                    std::find(row, row + s.topN, static_cast<int>(j / s.selectionBlock)) != row + s.topN;
-           },
-           slc);
+    oracle(
+        s, M,
+        [&](int64_t b, int64_t kvHead, int64_t t, int64_t j) {
+          const int* row = indices.data() + ((b * N + t) * Hkv + kvHead) * s.topN;
+          return j <= s.position(t) && tokenMask[b * M + j] != 0 &&
+                 std::find(row, row + s.topN, static_cast<int>(j / s.selectionBlock)) != row + s.topN;
+        },
+        slc);
     NsaSelectedForward f{};
     fill(f, dk.in(), dv.in(), true);
     f.selectionBlock = s.selectionBlock;
@@ -387,8 +395,9 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
     p.indices = indices.out();
     {
       Workspace w(nsaSelectWorkspace(p, on));
-      repeat(name, ties ? "select (ties)" : "select", w, [&] { return nsaSelect(p, on, w.data, w.bytes, nullptr); },
-             indices);
+      repeat(
+          name, ties ? "select (ties)" : "select", w, [&] { return nsaSelect(p, on, w.data, w.bytes, nullptr); },
+          indices);
     }
     const std::vector<double> chosen = indices.download(), importance = importances(s, complete, cmp);
     const double slack = (type == ElementType::Float64 ? 1e-11 : 2e-5) * static_cast<double>(H / Hkv) * x.factor;
@@ -430,22 +439,24 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
           what += " " + std::to_string(static_cast<int64_t>(chosen[row * s.topN + i]));
       }
     }
-    check(wrong == 0, name, std::string(ties ? "select (ties), " : "select, ") + std::to_string(wrong) + " rows, " + what);
+    check(wrong == 0, name,
+          std::string(ties ? "select (ties), " : "select, ") + std::to_string(wrong) + " rows, " + what);
   }
 }
 
 std::vector<Case> cases() {
   std::vector<Case> all;
   const auto add = [&](int64_t B, int64_t N, int64_t M, int64_t Hkv, int64_t G, int64_t D, int64_t Dv, int64_t l,
-                       int64_t d, int64_t selection, int64_t topN, const char* mask = "",
-                       Layout layout = Layout::Dense, double factor = 1) {
+                       int64_t d, int64_t selection, int64_t topN, const char* mask = "", Layout layout = Layout::Dense,
+                       double factor = 1) {
     all.push_back({{B, N, M, Hkv * G, Hkv, D, Dv, l, d, selection, topN, 1 / std::sqrt(static_cast<double>(D))},
                    mask,
                    layout,
                    factor});
   };
   // The paper's sizes; lengths around the tiles.
-  for (int64_t N : {1, 3, 31, 32, 33, 63, 64, 65, 113, 127, 128, 129, 239}) add(1, N, N, 1, 16, 128, 128, 32, 16, 64, 16);
+  for (int64_t N : {1, 3, 31, 32, 33, 63, 64, 65, 113, 127, 128, 129, 239})
+    add(1, N, N, 1, 16, 128, 128, 32, 16, 64, 16);
   add(1, 1100, 1100, 1, 16, 64, 64, 32, 16, 64, 5);  // lists in several segments
   add(1, 700, 700, 2, 16, 128, 128, 32, 16, 64, 4);
   // Groups.

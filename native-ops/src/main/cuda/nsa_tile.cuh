@@ -319,8 +319,8 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
     block.entry(lane, tail) = entry;
     releaseShared(block.tail(lane), ++tail);
   };
-  const auto takeSlot = [&] {
-    while (free == 0) free = __ballot_sync(~0u, lane < block.count && acquireShared(block.users(lane)) == 0);
+  const auto takeSlot = [&](uint32_t taken) {  // taken: whose users have not been noted yet
+    while (free == 0) free = __ballot_sync(~0u, lane < block.count && acquireShared(block.users(lane)) == 0) & ~taken;
     const int slot = __ffs(free) - 1;
     free &= free - 1;
     return slot;
@@ -330,7 +330,9 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
     if (lane < consumers && token0 < x.tokens) entry.members = members(token0, units.tokens);
     const bool mine = entry.members != 0;
     const int users = __popc(__ballot_sync(~0u, mine));
-    const int slots[2] = {takeSlot(), takeSlot()};
+    int slots[2];
+    slots[0] = takeSlot(0);
+    slots[1] = takeSlot(1u << slots[0]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       entry.slots[i] = 2 * slots[i] + (__shfl_sync(~0u, phase, slots[i]) & 1);

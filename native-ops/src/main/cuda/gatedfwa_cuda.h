@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernel/nsa_params.h"
 #include "kernel/params.h"
 
 namespace gatedfwa::cuda {
@@ -83,5 +84,28 @@ Result attentionForwardWithSums(const AttentionForward& params, const void* sums
                                 void* workspace, size_t workspaceBytes, cudaStream_t stream);
 Result attentionBackwardWithSums(const AttentionBackward& params, const void* sums, const Device& device,
                                  FloatMode mode, void* workspace, size_t workspaceBytes, cudaStream_t stream);
+
+/// Native sparse attention (kernel/nsa_params.h). FLOAT is multiplied in float32, without tensor cores. Indices must
+/// have been validated: each row ascending numbers below S, then -1.
+Selection selectNsaKernel(const NsaCompressedProblem& problem, const Device& device, bool backward);
+Selection selectNsaKernel(const NsaSelectedProblem& problem, const Device& device, bool backward);
+Selection selectNsaKernel(const NsaSelect& problem, const Device& device);
+
+size_t nsaForwardWorkspace(const NsaCompressedForward& params, const Device& device);
+size_t nsaForwardWorkspace(const NsaSelectedForward& params, const Device& device);
+size_t nsaBackwardWorkspace(const NsaCompressedBackward& params, const Device& device);
+size_t nsaBackwardWorkspace(const NsaSelectedBackward& params, const Device& device);
+size_t nsaSelectWorkspace(const NsaSelect& params, const Device& device);
+
+Result nsaForward(const NsaCompressedForward& params, const Device& device, void* workspace, size_t workspaceBytes,
+                  cudaStream_t stream);
+Result nsaForward(const NsaSelectedForward& params, const Device& device, void* workspace, size_t workspaceBytes,
+                  cudaStream_t stream);
+Result nsaBackward(const NsaCompressedBackward& params, const Device& device, void* workspace, size_t workspaceBytes,
+                   cudaStream_t stream);
+Result nsaBackward(const NsaSelectedBackward& params, const Device& device, void* workspace, size_t workspaceBytes,
+                   cudaStream_t stream);
+Result nsaSelect(const NsaSelect& params, const Device& device, void* workspace, size_t workspaceBytes,
+                 cudaStream_t stream);
 
 }  // namespace gatedfwa::cuda

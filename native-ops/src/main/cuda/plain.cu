@@ -1,27 +1,10 @@
 // The plain kernels: no tensor cores, any type, stride and scale. One warp per query row (forward, dq) or key (dk, dv,
 // column sums); lanes take keys (queries) for the products q.k and dO.v and head elements for the sums over them.
 // For DOUBLE, sm_75, and scales that are not positive; they are meant to be right, not fast.
-#include "element.cuh"
+#include "plain.cuh"
 
 namespace gatedfwa::cuda {
 namespace {
-
-constexpr int kWarps = 4;
-constexpr int kMaxHead = 256;
-constexpr int kPerLane = kMaxHead / 32;
-
-template <typename F>
-__device__ __forceinline__ F laneSum(F x) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
-  return x;
-}
-template <typename F>
-__device__ __forceinline__ F laneMax(F x) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) x = max(x, __shfl_xor_sync(~0u, x, d));
-  return x;
-}
 
 /// sums and key bits of one head, with absolute positions.
 template <typename F>
@@ -60,22 +43,6 @@ struct HeadDecay {
     return sums.suffix[i] + between + sums.prefix[q];
   }
 };
-
-template <typename T, typename F>
-__device__ __forceinline__ F dot(const F* x, const T* y, int64_t stride, int width) {
-  F sum = 0;
-  for (int d = 0; d < width; ++d) sum = fma(x[d], static_cast<F>(toFloat(y[d * stride])), sum);
-  return sum;
-}
-
-template <typename T>
-__device__ __forceinline__ const T* at(const Input& x, int64_t b, int64_t row, int64_t head) {
-  return static_cast<const T*>(x.data) + b * x.strides[0] + row * x.strides[1] + head * x.strides[2];
-}
-template <typename T>
-__device__ __forceinline__ T* at(const Output& x, int64_t b, int64_t row, int64_t head) {
-  return static_cast<T*>(x.data) + b * x.strides[0] + row * x.strides[1] + head * x.strides[2];
-}
 
 /// Runs `body(key, decay, valid)` over the visible keys of row p, 32 at a time, newest first, all lanes together.
 template <typename F, typename Body>

@@ -1,30 +1,11 @@
 // Which kernel runs, what scratch memory it takes, and the launches in order.
-#include "internal.h"
-#include "tensor_map.h"
+#include "call.h"
 
 namespace gatedfwa::cuda {
 namespace {
 
-constexpr int64_t kMaxHead = 256;
-constexpr int64_t kMaxLength = int64_t(1) << 30;  ///< positions are 32-bit inside
-constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
 constexpr int64_t kDecodeQueries = 4;    ///< up to here the keys are split
 constexpr double kSmallestScale = 1e-4;  ///< decays are divided by the scale in the tensor-core kernels
-
-int64_t elementBytes(ElementType type) {
-  switch (type) {
-    case ElementType::Float64:
-      return 8;
-    case ElementType::Float32:
-      return 4;
-    case ElementType::Float16:
-    case ElementType::BFloat16:
-      return 2;
-    case ElementType::Bool:
-      return 1;
-  }
-  return 1;
-}
 
 int paddedHead(const AttentionProblem& p) {
   const int64_t d = std::max(p.headSize, p.valueSize);
@@ -53,19 +34,6 @@ Span querySpan(const AttentionProblem& p) {
   return {first, divUp(p.keyLength, kSpan) * kSpan - first};
 }
 
-/// One call: the pieces of its workspace are taken in order, and unless only counted, filled and used on the stream.
-struct Call {
-  Arena arena;
-  bool run;
-  cudaStream_t stream;
-  cudaError_t error = cudaSuccess;
-
-  template <typename Launch>
-  void launch(Launch f) {
-    if (run && error == cudaSuccess) error = f();
-  }
-};
-
 template <typename F>
 DecaySums<F> decaySums(Call& call, const AttentionProblem& p, Span keys, const void* ready) {
   if (!p.alpha.data) return {};
@@ -86,28 +54,6 @@ const uint64_t* keyBits(Call& call, const AttentionProblem& p, Span keys) {
   uint64_t* const bits = call.arena.take<uint64_t>(p.batch * keys.tiles());
   call.launch([&] { return launchKeyBits(p.mask, p.maskType, p.batch, p.keyLength, keys, bits, call.stream); });
   return bits;
-}
-
-/// The operand itself where the kernel can address its rows, else a packed copy.
-template <typename T>
-Rows<T> rows(Call& call, Kernel kernel, const Input& x, int64_t batch, int64_t length, int64_t heads, int64_t width) {
-  if (kernel == Kernel::Hopper ? tensorMapLegal(x, batch, length, heads, width, sizeof(T))
-                               : rowsAligned(x, width, sizeof(T)))
-    return {static_cast<const T*>(x.data), x.strides[0], x.strides[1], x.strides[2], static_cast<int>(width)};
-  const int64_t perChunk = 16 / sizeof(T), padded = divUp(width, perChunk) * perChunk;
-  T* const packed = call.arena.take<T>(batch * length * heads * padded);
-  call.launch([&] { return launchPack<T>(x, batch, length, heads, width, padded, packed, call.stream); });
-  return {packed, length * heads * padded, heads * padded, padded, static_cast<int>(padded)};
-}
-
-template <typename T>
-OutRows<T> outRows(const Output& x, int64_t width) {
-  Input in;
-  in.data = x.data;
-  std::copy(x.strides, x.strides + 4, in.strides);
-  return {
-      static_cast<T*>(x.data),          x.strides[0], x.strides[1], x.strides[2], x.strides[3], static_cast<int>(width),
-      rowsAligned(in, width, sizeof(T))};
 }
 
 template <typename T>
@@ -339,18 +285,6 @@ Result backwardOfNothing(const AttentionBackward& p, cudaStream_t stream) {
   return {e == cudaSuccess ? Status::Ok : Status::CudaError, e};
 }
 
-template <typename Body>
-Result execute(Selection selection, void* workspace, size_t bytes, cudaStream_t stream, Body body) {
-  if (selection.kernel == Kernel::None) return {Status::Unsupported, cudaSuccess};
-  Call sizing{Arena(nullptr), false, stream};
-  body(sizing, selection.kernel);
-  if (sizing.arena.used() > bytes || (sizing.arena.used() > 0 && !workspace))
-    return {Status::WorkspaceTooSmall, cudaSuccess};
-  Call call{Arena(workspace), true, stream};
-  body(call, selection.kernel);
-  return {call.error == cudaSuccess ? Status::Ok : Status::CudaError, call.error};
-}
-
 }  // namespace
 
 Result queryDevice(int ordinal, Device* device) {
@@ -366,7 +300,7 @@ Result queryDevice(int ordinal, Device* device) {
 
 Selection selectKernel(const AttentionProblem& p, const Device& device, FloatMode, bool isBackward) {
   if (p.type == ElementType::Bool) return {Kernel::None, "BOOL is no element type"};
-  if (p.headSize < 1 || p.valueSize < 1 || p.headSize > kMaxHead || p.valueSize > kMaxHead)
+  if (p.headSize < 1 || p.valueSize < 1 || p.headSize > kMostHead || p.valueSize > kMostHead)
     return {Kernel::None, "head sizes from 1 to 256 are supported"};
   if (p.keyLength > kMaxLength) return {Kernel::None, "more than 2^30 keys"};
   if (p.batch > 65535 || p.batch * p.heads * divUp(p.keyLength + kSpan, 4) > kMaxGrid)

@@ -30,7 +30,8 @@ bool tensorMapLegal(const Input& x, int64_t batch, int64_t length, int64_t heads
 }
 
 cudaError_t encodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, const void* data, int64_t batch, int64_t length,
-                            int64_t heads, int64_t width, int64_t batchStride, int64_t rowStride, int64_t headStride) {
+                            int64_t heads, int64_t width, int64_t batchStride, int64_t rowStride, int64_t headStride,
+                            int boxRows, int boxHeads) {
   const auto encode = encoder();
   if (!encode) return cudaErrorNotSupported;
   const auto bytes = [&](int64_t size, int64_t stride) {
@@ -39,7 +40,8 @@ cudaError_t encodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, const vo
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(length),
                               static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
   const cuuint64_t strides[] = {bytes(length, rowStride), bytes(heads, headStride), bytes(batch, batchStride)};
-  const cuuint32_t box[] = {64, kSumTile, 1, 1}, steps[] = {1, 1, 1, 1};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(boxRows), static_cast<cuuint32_t>(boxHeads), 1},
+                   steps[] = {1, 1, 1, 1};
   const CUresult r =
       encode(map, type, 4, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);

@@ -16,11 +16,12 @@ bool tensorMapsAvailable();
 /// dimensions longer than 1 are positive and below 2^40 bytes.
 bool tensorMapLegal(const Input& x, int64_t batch, int64_t length, int64_t heads, int64_t width, int64_t elementBytes);
 
-/// Boxes of 64 rows (dimension 1) x 64 elements of the 16-bit operand [batch, length, heads, width] (any strides that
+/// Boxes of boxHeads x boxRows x 64 elements of the 16-bit operand [batch, length, heads, width] (any strides that
 /// tensorMapLegal takes), 128-byte swizzled; coordinates are {element, row, head, batch}. Rows out of range arrive as
 /// zeros.
 cudaError_t encodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, const void* data, int64_t batch, int64_t length,
-                            int64_t heads, int64_t width, int64_t batchStride, int64_t rowStride, int64_t headStride);
+                            int64_t heads, int64_t width, int64_t batchStride, int64_t rowStride, int64_t headStride,
+                            int boxRows = kSumTile, int boxHeads = 1);
 
 template <typename T>
 constexpr CUtensorMapDataType tensorMapType() {

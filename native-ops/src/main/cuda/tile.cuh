@@ -96,6 +96,46 @@ __device__ __forceinline__ void writeTile(const float (&c)[rowBlocks][head / 8][
   }
 }
 
+/// Writes row half `i` of a warp's accumulators, times `factor`, to a row of an output. The lanes of a quad exchange
+/// their columns, so that each writes 16 bytes. `padded`: the output may be narrower than the accumulators.
+template <typename T, bool padded = false, int blocks>
+__device__ __forceinline__ void writeRow(const float (&c)[blocks][4], int i, float factor, T* row, bool valid,
+                                         const OutRows<T>& out, int t) {
+  uint32_t v[blocks / 4][4];
+#pragma unroll
+  for (int m = 0; m < blocks / 4; ++m) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) v[m][j] = packPair(T(), c[4 * m + j][2 * i] * factor, c[4 * m + j][2 * i + 1] * factor);
+      // Lane t holds word t of 16-byte chunks 4m .. 4m+3; then chunk 4m + t.
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const uint32_t got = __shfl_xor_sync(~0u, t & 2 ? v[m][j] : v[m][j + 2], 2);
+      (t & 2 ? v[m][j] : v[m][j + 2]) = got;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      const uint32_t got = __shfl_xor_sync(~0u, t & 1 ? v[m][j] : v[m][j + 1], 1);
+      (t & 1 ? v[m][j] : v[m][j + 1]) = got;
+    }
+  }
+  if (!valid) return;
+  if (out.vector) {
+#pragma unroll
+    for (int m = 0; m < blocks / 4; ++m)
+      if (!padded || (4 * m + t) * 8 < out.width)
+        *reinterpret_cast<uint4*>(row + (4 * m + t) * 8) = make_uint4(v[m][0], v[m][1], v[m][2], v[m][3]);
+  } else {
+#pragma unroll
+    for (int m = 0; m < blocks / 4; ++m)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (padded && (4 * m + t) * 8 + e >= out.width) continue;
+        const unsigned short bits = static_cast<unsigned short>(v[m][e / 2] >> (16 * (e % 2)));
+        row[((4 * m + t) * 8 + e) * out.element] = *reinterpret_cast<const T*>(&bits);
+      }
+  }
+}
+
 /// The larger / the sum over the four lanes that share an accumulator row.
 __device__ __forceinline__ float quadMax(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));

@@ -76,6 +76,7 @@ __host__ __device__ inline __nv_bfloat16 convert<__nv_bfloat16>(double x) {
 inline double widen(double x) { return x; }
 inline double widen(float x) { return x; }
 inline double widen(uint8_t x) { return x; }
+inline double widen(int x) { return x; }
 inline double widen(__half x) { return __half2float(x); }
 inline double widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 

@@ -1,0 +1,6 @@
+// Instances of the Hopper kernels of native sparse attention.
+#include "nsa_hopper_instances.cuh"
+
+namespace gatedfwa::cuda {
+GATEDFWA_NSA_HOPPER_INSTANCES(__half)
+}  // namespace gatedfwa::cuda

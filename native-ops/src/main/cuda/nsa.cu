@@ -45,18 +45,13 @@ Selection selectKernelFor(const NsaProblem& p, int64_t widest, const Device& dev
   return {Kernel::MmaSync, "tensor cores, mma.sync"};
 }
 
-/// Forward and dq in pairs of blocks: each token has a warp at least.
-bool inPairs(const NsaProblem& p) { return groupOf(p) > 8; }
-
-/// What TMA alone copies: it knows of no mask, and takes whole tiles of keys. `isBackward`: it gathers whole tokens.
-Selection selectHopper(const NsaProblem& p, int64_t unitKeys, Selection s, const Device& device, bool isBackward) {
+/// dk and dv by wgmma: the copy engine gathers whole tokens, and knows of no mask.
+Selection selectBackward(const NsaProblem& p, int64_t unitKeys, Selection s, const Device& device) {
   const int64_t group = groupOf(p);
-  if (s.kernel != Kernel::MmaSync || device.major != 9 || device.minor != 0 || unitKeys % kNsaTile != 0 ||
-      p.mask.data || !tensorMapsAvailable())
-    return s;
-  if (isBackward && (group == 8 || group == 16 || group == 32 || group == 64))
+  const bool tiles = group == 8 || group == 16 || group == 32 || group == 64;
+  if (s.kernel == Kernel::MmaSync && device.major == 9 && device.minor == 0 && tiles && unitKeys % kNsaTile == 0 &&
+      !p.mask.data && tensorMapsAvailable())
     return {Kernel::Hopper, "tensor cores; dk and dv by wgmma and TMA"};
-  if (!isBackward && inPairs(p)) return {Kernel::Hopper, "tensor cores, TMA to pairs of blocks"};
   return s;
 }
 
@@ -112,7 +107,7 @@ NsaLists lists(Call& call, const Problem& p, const Device& device, bool split) {
   x.listLength = listLength(p);
   x.tokens = x.listLength > 0 ? call.arena.take<int>(x.heads * x.listLength) : nullptr;
   x.count = call.arena.take<int>(units);
-  x.offset = x.listLength > 0 ? call.arena.take<int>(units * kNsaListParts) : nullptr;
+  x.offset = call.arena.take<int>(units);
   x.segmentStart = call.arena.take<int>(units + 1);
   x.partialStart = call.arena.take<int>(units + 1);
   call.launch([&] { return fillLists(p, x, call.stream); });
@@ -155,11 +150,7 @@ void forwardMma(Call& call, Kernel kernel, const NsaForward<Problem>& p, const D
   a.lseBatch = p.lse.strides[0];
   a.lseHead = p.lse.strides[1];
   a.lseRow = p.lse.strides[2];
-  call.launch([&] {
-    const auto launch =
-        kernel == Kernel::Hopper && a.keys > 0 ? launchNsaForwardPairs<T, Rule> : launchNsaForward<T, Rule>;
-    return launch(a, paddedHead(p), device.sharedMemoryPerBlock, call.stream);
-  });
+  call.launch([&] { return launchNsaForward<T, Rule>(a, paddedHead(p), device.sharedMemoryPerBlock, call.stream); });
 }
 
 /// delta and lse by the kernel that the windowed attention has for it.
@@ -194,11 +185,7 @@ void backwardMma(Call& call, Kernel kernel, const NsaBackward<Problem>& p, const
   call.launch([&] { return rowStatistics<T>(p, a.queries, lse, delta, call.stream); });
   a.rowLse = lse;
   a.rowDelta = delta;
-  call.launch([&] {
-    const bool pairs = kernel == Kernel::Hopper && inPairs(p) && a.keys > 0;
-    const auto launch = pairs ? launchNsaDqPairs<T, Rule> : launchNsaDq<T, Rule>;
-    return launch(a, head, device.sharedMemoryPerBlock, call.stream);
-  });
+  call.launch([&] { return launchNsaDq<T, Rule>(a, head, device.sharedMemoryPerBlock, call.stream); });
   a.lists = lists(call, p, device, true);
   if (a.lists.blocks == 0) return;
   a.partials = call.arena.take<float>(a.lists.mostPartials * a.lists.subTiles() * 2 * kNsaTile * head);
@@ -358,13 +345,13 @@ Result runBackward(const Params& p, const Device& device, void* memory, size_t b
 
 Selection selectNsaKernel(const NsaCompressedProblem& p, const Device& device, bool isBackward) {
   const Selection s = selectKernelFor(p, std::max(p.blockLength, p.stride), device);
-  return selectHopper(p, unitKeys(p), s, device, isBackward);
+  return isBackward ? selectBackward(p, unitKeys(p), s, device) : s;
 }
 
 Selection selectNsaKernel(const NsaSelectedProblem& p, const Device& device, bool isBackward) {
   if (p.queryLength * p.topN > kMaxGrid) return {Kernel::None, "more than 2^31 chosen blocks"};
   const Selection s = selectKernelFor(p, p.selectionBlock, device);
-  return selectHopper(p, unitKeys(p), s, device, isBackward);
+  return isBackward ? selectBackward(p, unitKeys(p), s, device) : s;
 }
 
 Selection selectNsaKernel(const NsaSelect& p, const Device& device) {

@@ -260,4 +260,13 @@ cudaError_t launchNsaDkDvHopperHead(const NsaArgs<T, Rule>& a, cudaStream_t stre
   return lastLaunch();
 }
 
+#define GATEDFWA_NSA_HOPPER_RULE(T, Rule)                                                                             \
+  template <>                                                                                                         \
+  cudaError_t launchNsaDkDvHopper<T, Rule>(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream) {             \
+    return head == 64 ? launchNsaDkDvHopperHead<T, 64>(args, stream) : launchNsaDkDvHopperHead<T, 128>(args, stream); \
+  }
+#define GATEDFWA_NSA_HOPPER_INSTANCES(T)      \
+  GATEDFWA_NSA_HOPPER_RULE(T, CompressedRule) \
+  GATEDFWA_NSA_HOPPER_RULE(T, SelectedRule)
+
 }  // namespace gatedfwa::cuda

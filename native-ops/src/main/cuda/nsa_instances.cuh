@@ -9,13 +9,13 @@
   template <>                                                                                                         \
   cudaError_t launchNsaForward<T, Rule>(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit,                   \
                                         cudaStream_t stream) {                                                        \
-    return head == 64 ? launchNsaForwardHead<T, 64, Rule, false>(args, sharedLimit, stream)                           \
-                      : launchNsaForwardHead<T, 128, Rule, false>(args, sharedLimit, stream);                         \
+    return head == 64 ? launchNsaForwardHead<T, 64>(args, sharedLimit, stream)                                        \
+                      : launchNsaForwardHead<T, 128>(args, sharedLimit, stream);                                      \
   }                                                                                                                   \
   template <>                                                                                                         \
   cudaError_t launchNsaDq<T, Rule>(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit, cudaStream_t stream) { \
-    return head == 64 ? launchNsaDqHead<T, 64, Rule, false>(args, sharedLimit, stream)                                \
-                      : launchNsaDqHead<T, 128, Rule, false>(args, sharedLimit, stream);                              \
+    return head == 64 ? launchNsaDqHead<T, 64>(args, sharedLimit, stream)                                             \
+                      : launchNsaDqHead<T, 128>(args, sharedLimit, stream);                                           \
   }                                                                                                                   \
   template <>                                                                                                         \
   cudaError_t launchNsaDkDv<T, Rule>(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream) {                   \

@@ -6,8 +6,7 @@
 
 namespace gatedfwa::cuda {
 
-constexpr int kNsaTile = 64;       ///< keys of a tile
-constexpr int kNsaListParts = 16;  ///< of the tokens, for making lists
+constexpr int kNsaTile = 64;  ///< keys of a tile
 
 /// How the visible keys of a query are found.
 struct CompressedRule {
@@ -27,7 +26,7 @@ struct NsaLists {
   int64_t listLength;       ///< of one head's `tokens`
   const int* tokens;        ///< [heads, listLength], ascending within a unit; null: the last `count` queries
   const int* count;         ///< [heads, blocks]
-  const int* offset;        ///< [kNsaListParts, heads, blocks]: where the unit's tokens start; part 0 is the first
+  const int* offset;        ///< [heads, blocks], into the head's tokens
   const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = block * heads + head
   const int* partialStart;  ///< as segmentStart, of the units with several segments
   int64_t mostSegments;     ///< what segmentStart may reach
@@ -81,12 +80,7 @@ template <typename T, typename Rule>
 cudaError_t launchNsaDq(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit, cudaStream_t stream);
 template <typename T, typename Rule>
 cudaError_t launchNsaDkDv(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream);
-// nsa_hopper_half.cu, nsa_hopper_bf16.cu, for sm_90a: forward and dq in pairs of blocks that share what they read, dk
-// and dv by wgmma. TMA takes all operands; groups as nsa.cu says.
-template <typename T, typename Rule>
-cudaError_t launchNsaForwardPairs(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit, cudaStream_t stream);
-template <typename T, typename Rule>
-cudaError_t launchNsaDqPairs(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit, cudaStream_t stream);
+// nsa_hopper_half.cu, nsa_hopper_bf16.cu: wgmma and TMA, sm_90a; as nsaHopperTakes.
 template <typename T, typename Rule>
 cudaError_t launchNsaDkDvHopper(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream);
 constexpr int kNsaSelectMostN = 32, kNsaSelectMostGroup = 32;

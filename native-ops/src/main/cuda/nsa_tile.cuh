@@ -5,9 +5,6 @@
 // one; the others take the tiles that one of their tokens uses. Neighbouring tokens share what they have both chosen:
 // the copying warp walks over the union of their choices in ascending order.
 //
-// Where blocks can form clusters (sm_90), two of them are a pair: one warp copies for both, and what both use is read
-// once and arrives in both (multicast), at the same slot.
-//
 // Each warp has a queue of the tiles that are meant for it, so that warps run apart, and a slot is free again as soon
 // as the warps that use it are through, whatever happens to older ones. K and V have slots of their own.
 #pragma once
@@ -24,11 +21,6 @@ constexpr int kNsaMostTokens = 192;  ///< of a block
 constexpr int kNoTile = 0x7fffffff;
 constexpr int kNsaMostSlots = 26, kNsaQueue = 16;
 constexpr int kNsaPanelBytes = 64 * 128;
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-constexpr bool kNsaPairs = true;  ///< compiled for sm_90a, which has the multicast
-#else
-constexpr bool kNsaPairs = false;
-#endif
 
 // ---- mbarriers (sm_80)
 
@@ -115,70 +107,6 @@ __device__ __forceinline__ void decrementShared(uint32_t address) {
 #endif
 }
 
-// ---- pairs of blocks (sm_90); an address of the block's own shared memory is one of the cluster's too
-
-/// The address in block `rank` of the pair that corresponds to the own `address`.
-__device__ __forceinline__ uint32_t addressIn(uint32_t address, int rank) {
-  uint32_t x = address;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(x) : "r"(address), "r"(rank));
-#endif
-  return x;
-}
-__device__ __forceinline__ int pairRank() {
-  uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-#endif
-  return static_cast<int>(rank);
-}
-/// Of all threads of the pair.
-__device__ __forceinline__ void pairBarrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
-#endif
-}
-__device__ __forceinline__ uint32_t acquirePair(uint32_t address) {
-  uint32_t x = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("ld.acquire.cluster.shared::cluster.u32 %0, [%1];\n" : "=r"(x) : "r"(address) : "memory");
-#endif
-  return x;
-}
-__device__ __forceinline__ void releasePair(uint32_t address, uint32_t x) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("st.release.cluster.shared::cluster.u32 [%0], %1;\n" ::"r"(address), "r"(x) : "memory");
-#endif
-}
-__device__ __forceinline__ void decrementPair(uint32_t address) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.release.cluster.shared::cluster.add.u32 [%0], %1;\n" ::"r"(address), "r"(~0u) : "memory");
-#endif
-}
-__device__ __forceinline__ void storePair(uint32_t address, uint64_t x) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.u64 [%0], %1;\n" ::"r"(address), "l"(x) : "memory");
-#endif
-}
-__device__ __forceinline__ void expectPair(uint32_t barrier, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.release.cluster.shared::cluster.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
-               : "memory");
-#endif
-}
-/// copyPanel to the blocks of the pair that have a bit, each at `panel` and counted by its `barrier`.
-__device__ __forceinline__ void copyPanelToPair(uint32_t panel, const CUtensorMap& map, int element, int row, int h,
-                                                int b, uint32_t barrier, uint32_t blocks) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%2, %3, %4, %5}], [%6], %7;\n" ::"r"(panel),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(element), "r"(row), "r"(h), "r"(b), "r"(barrier),
-      "h"(static_cast<uint16_t>(blocks))
-      : "memory");
-#endif
-}
-
 // ---- keys
 
 /// Bits of keys first, first + 1, .. first + 63 of a batch entry; those from `end` on are 0.
@@ -232,14 +160,10 @@ struct NsaUnits {
   int parts;       ///< warps of a token
   int64_t blocks;  ///< of one (batch entry, key/value head)
 
-  int paired;  ///< blocks that share their tiles: 1 or 2
-
-  /// `pairs`: two blocks share their tiles; a token's heads then fill a warp, so that each token has a lane.
-  __host__ __device__ NsaUnits(int group, int N, bool pairs)
-      : rowHeads(group < 16 ? group : 16), tokens(16 / rowHeads), parts((group + 15) / 16), paired(pairs ? 2 : 1) {
+  __host__ __device__ NsaUnits(int group, int N)
+      : rowHeads(group < 16 ? group : 16), tokens(16 / rowHeads), parts((group + 15) / 16) {
     const int64_t units = static_cast<int64_t>((N + tokens - 1) / tokens) * parts;
-    blocks = (units + consumers * paired - 1) / (consumers * paired) * paired;
-    static_assert(2 * consumers <= 32, "");
+    blocks = (units + consumers - 1) / consumers;
   }
 };
 
@@ -256,10 +180,10 @@ template <int head, int consumers, int rowBytes = 0>
 struct NsaBlock {
   static constexpr int kTileBytes = kNsaTile * head * 2, kRows = consumers * rowBytes;
   static constexpr int kEntries = consumers * kNsaQueue * static_cast<int>(sizeof(NsaEntry));
-  static constexpr int kRest = kRows + kEntries + 8 * kNsaMostSlots + 8 * kNsaMostSlots + 4 * 32;
+  static constexpr int kRest = kRows + kEntries + 8 * kNsaMostSlots + 4 * kNsaMostSlots + 4 * 32;
   static_assert(consumers * 16 <= kNsaMostTokens, "");
-  static int slots(size_t limit, int paired) {
-    return static_cast<int>(std::min<size_t>(paired == 2 ? 16 : kNsaMostSlots, (limit - kRest) / kTileBytes));
+  static int slots(size_t limit) {
+    return static_cast<int>(std::min<size_t>(kNsaMostSlots, (limit - kRest) / kTileBytes));
   }
   static size_t bytes(int slots) { return kRest + static_cast<size_t>(slots) * kTileBytes; }
 
@@ -275,36 +199,25 @@ struct NsaBlock {
   __device__ __forceinline__ uint32_t full(int slot) const {
     return sharedAddress(rest()) + kRows + kEntries + 8 * slot;
   }
-  /// How many warps of a block still use a slot. The first block of a pair counts for both.
-  __device__ __forceinline__ uint32_t users(int slot, int rank = 0) const {
-    return sharedAddress(rest()) + kRows + kEntries + 8 * kNsaMostSlots + 4 * (rank * kNsaMostSlots + slot);
+  /// How many warps still use a slot.
+  __device__ __forceinline__ uint32_t users(int slot) const {
+    return sharedAddress(rest()) + kRows + kEntries + 8 * kNsaMostSlots + 4 * slot;
   }
   /// How many entries a warp's queue has had.
-  __device__ __forceinline__ uint32_t tail(int warp) const { return users(0, 2) + 4 * warp; }
-
+  __device__ __forceinline__ uint32_t tail(int warp) const { return users(kNsaMostSlots) + 4 * warp; }
   /// `bulk`: the copies are TMA's.
-  template <bool pairs>
   __device__ __forceinline__ void initialise(bool bulk) const {
     const int i = threadIdx.x;
     if (i < count) {
       stageBarrierInit(full(i), bulk ? 1 : 32);
       storeShared(users(i), 0);
-      storeShared(users(i, 1), 0);
     }
     if (i < 32) storeShared(tail(i), 0);
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 #endif
-    if constexpr (pairs)
-      pairBarrier();
-    else
-      __syncthreads();
-  }
-  /// Before the block ends: its shared memory may still be in use by the other one.
-  template <bool pairs>
-  __device__ __forceinline__ static void finish() {
-    if constexpr (pairs) pairBarrier();
+    __syncthreads();
   }
 };
 
@@ -320,17 +233,11 @@ struct NsaPlace {
     x.b = static_cast<int>(bh / a.kvHeads);
     x.kvHead = static_cast<int>(bh % a.kvHeads);
     // The last tokens see most: they come first.
-    const int64_t index = blockIdx.x % units.blocks, rank = index % units.paired;
-    x.firstUnit = (units.blocks - units.paired - index + rank + rank) * consumers;
-    x.span(a, units, 1);
+    x.firstUnit = (units.blocks - 1 - blockIdx.x % units.blocks) * consumers;
+    x.token0 = static_cast<int>(x.firstUnit / units.parts) * units.tokens;
+    const int64_t last = (x.firstUnit + consumers - 1) / units.parts * units.tokens + units.tokens;
+    x.tokens = static_cast<int>(min(last, static_cast<int64_t>(a.N)) - x.token0);
     return x;
-  }
-  /// The tokens of `blocks` blocks from this one on.
-  template <int consumers, typename Args>
-  __device__ void span(const Args& a, const NsaUnits<consumers>& units, int count) {
-    token0 = static_cast<int>(firstUnit / units.parts) * units.tokens;
-    const int64_t last = (firstUnit + count * consumers - 1) / units.parts * units.tokens + units.tokens;
-    tokens = static_cast<int>(min(last, static_cast<int64_t>(a.N)) - token0);
   }
 };
 
@@ -397,83 +304,11 @@ __device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, c
     forEachSelectedTile<kNsaMostTokens / 32>(a, x, visit);
 }
 
-/// Warp 0 of a pair's first block, `x`: copies the tiles of both. Lane 16 r + i knows the queue and the tokens of warp
-/// i of block r, and slot i there.
-template <int head, int consumers, int rowBytes, typename T, typename Rule>
-__device__ __forceinline__ void produceForPair(const NsaArgs<T, Rule>& a, const NsaUnits<consumers>& units, NsaPlace x,
-                                               const NsaBlock<head, consumers, rowBytes>& block,
-                                               const CUtensorMap& mapK, const CUtensorMap& mapV) {
-  static_assert(consumers <= 16, "");
-  x.span(a, units, 2);
-  const int lane = threadIdx.x % 32, rank = lane / 16, own = lane % 16;
-  const int token0 = static_cast<int>((x.firstUnit + rank * consumers + own) / units.parts) - x.token0;
-  const uint32_t queue = addressIn(sharedAddress(&block.entry(own < consumers ? own : 0, 0)), rank);
-  const uint32_t tailAddress = addressIn(block.tail(own), rank);
-  uint32_t tail = 0, phase = 0, free = 0;
-  const auto publish = [&](const NsaEntry& entry) {
-    const uint32_t to = queue + tail % kNsaQueue * static_cast<uint32_t>(sizeof(NsaEntry));
-    storePair(to, entry.bits);
-    storePair(to + 8, static_cast<uint32_t>(entry.first) | static_cast<uint64_t>(entry.members) << 32);
-    storePair(to + 16, entry.slots[0] | static_cast<uint64_t>(entry.slots[1]) << 32);
-    releasePair(tailAddress, ++tail);
-  };
-  // A slot that is free in the blocks of `need`, if there is a choice one that the other block uses. `taken`: lanes
-  // whose users have not been noted yet.
-  const auto takeSlot = [&](uint32_t need, uint32_t taken) {
-    while (true) {
-      const uint32_t first = free & 0xffffu, second = free >> 16;
-      uint32_t found = need == 1 ? first : need == 2 ? second : first & second;
-      const uint32_t better = need == 1 ? first & ~second : need == 2 ? second & ~first : found;
-      if (better) found = better;
-      if (found) {
-        const int slot = __ffs(found) - 1;
-        free &= ~((need & 1) << slot | (need >> 1) << (slot + 16));
-        return slot;
-      }
-      free = __ballot_sync(~0u, own < block.count && acquirePair(block.users(own, rank)) == 0) & ~taken;
-    }
-  };
-  forEachTile(a, x, [&](int first, int end, auto&& members) {
-    NsaEntry entry{keyBitsFrom(a, x.b, first, end), first, 0, {0, 0}};
-    if (own < consumers && token0 < x.tokens) entry.members = members(token0, 1);
-    const bool mine = entry.members != 0;
-    const uint32_t all = __ballot_sync(~0u, mine), low = all & 0xffffu, high = all >> 16;
-    const uint32_t need = (low ? 1u : 0u) | (high ? 2u : 0u);
-    int slots[2];
-    slots[0] = takeSlot(need, 0);
-    slots[1] = takeSlot(need, 0x10001u << slots[0]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      entry.slots[i] = 2 * slots[i] + (__shfl_sync(~0u, phase, slots[i] + 16 * rank) & 1);
-      if (own == slots[i] && ((need >> rank) & 1)) {
-        storeShared(block.users(own, rank), __popc(rank == 0 ? low : high));
-        ++phase;
-      }
-    }
-    constexpr int panels = head / 64;
-    if (lane < 4 && ((need >> (lane / 2)) & 1))
-      expectPair(addressIn(block.full(lane % 2 == 0 ? slots[0] : slots[1]), lane / 2), head * 128);
-    const int tensor = lane / panels, panel = lane % panels;
-    if (tensor < 2) {  // a panel a lane
-      const int slot = tensor == 0 ? slots[0] : slots[1];
-      copyPanelToPair(block.tile(slot) + panel * kNsaPanelBytes, tensor == 0 ? mapK : mapV, 64 * panel, first, x.kvHead,
-                      x.b, block.full(slot), need);
-    }
-    __syncwarp();  // users
-    if (mine) publish(entry);
-  });
-  if (own < consumers) publish({0, kNoTile, 0, {0, 0}});
-}
-
 /// Warp 0: copies the tiles. `bulk`: by the tensor maps.
-template <bool pairs, int head, int consumers, int rowBytes, typename T, typename Rule>
+template <int head, int consumers, int rowBytes, typename T, typename Rule>
 __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const NsaUnits<consumers>& units,
                                                 const NsaPlace& x, const NsaBlock<head, consumers, rowBytes>& block,
                                                 bool bulk, const CUtensorMap& mapK, const CUtensorMap& mapV) {
-  if constexpr (pairs) {
-    if (pairRank() == 0) produceForPair(a, units, x, block, mapK, mapV);
-    return;
-  }
   const T* const k = a.k.data + x.b * a.k.batch + x.kvHead * a.k.head;
   const T* const v = a.v.data + x.b * a.v.batch + x.kvHead * a.v.head;
   const int lane = threadIdx.x % 32;
@@ -554,10 +389,9 @@ struct NsaRows {
 };
 
 /// A consumer warp's tiles, and what it has to do with their slots.
-template <typename Block, bool pairs>
+template <typename Block>
 struct NsaTile {
   const Block& block;
-  uint32_t users;  ///< of slot 0, where they are counted
   uint32_t slots[2];
 
   /// Waits for K (0) or V (1); its address.
@@ -568,25 +402,21 @@ struct NsaTile {
   /// The warp is through with K or V.
   __device__ __forceinline__ void release(int i) const {
     __syncwarp();
-    if (threadIdx.x % 32 != 0) return;
-    if constexpr (pairs)
-      decrementPair(users + slots[i] / 2 * 4);
-    else
-      decrementShared(users + slots[i] / 2 * 4);
+    if (threadIdx.x % 32 == 0) decrementShared(block.users(slots[i] / 2));
   }
 };
 
 /// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses: row i sees the tile's
 /// keys below limit[i] that have a bit; no row sees a key from 16 * groups on. Unmasked tiles are seen whole by all
-/// rows (`valid` or not: what others would see is nobody's). The body waits for K and V and releases them.
-template <bool pairs, typename Block, typename Body>
+/// rows
+/// (`valid` or not: what others would see is nobody's). The body waits for K and V and releases them.
+template <typename Block, typename Body>
 __device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRows& rows, int warp, Body body) {
-  const uint32_t users = pairs ? addressIn(block.users(0, pairRank()), 0) : block.users(0);
   for (uint32_t head = 0;; ++head) {
-    while ((pairs ? acquirePair(block.tail(warp)) : acquireShared(block.tail(warp))) == head) __nanosleep(32);
+    while (acquireShared(block.tail(warp)) == head) __nanosleep(32);
     const NsaEntry entry = block.entry(warp, head);
     if (entry.first == kNoTile) return;
-    const NsaTile<Block, pairs> tile{block, users, {entry.slots[0], entry.slots[1]}};
+    const NsaTile<Block> tile{block, {entry.slots[0], entry.slots[1]}};
     int limit[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i)  // of rows that are not valid: negative or 0
@@ -646,29 +476,6 @@ struct NsaKeyMaps {
              encodeRows(&v, a.v, a.batch, a.keys, a.kvHeads) == cudaSuccess;
   }
 };
-
-/// Launches a kernel of this skeleton.
-template <typename Block, int consumers, bool pairs, typename Kernel, typename T, typename Rule>
-cudaError_t launchKeyTiles(Kernel kernel, const NsaArgs<T, Rule>& a, size_t sharedLimit, cudaStream_t stream) {
-  const NsaKeyMaps maps(a);
-  if (pairs && !maps.bulk) return cudaErrorNotSupported;
-  const NsaUnits<consumers> units(a.group, a.N, pairs);
-  const int slots = Block::slots(sharedLimit, units.paired);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(a.batch * a.kvHeads * units.blocks));
-  config.blockDim = dim3(32 + 32 * consumers);
-  config.dynamicSmemBytes = Block::bytes(slots);
-  config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {2, 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = units.paired == 2 ? 1 : 0;
-  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(config.dynamicSmemBytes));
-  if (e != cudaSuccess) return e;
-  return cudaLaunchKernelEx(&config, kernel, a, slots, maps.bulk, maps.k, maps.v);
-}
 
 /// Is column 8 n + 2 t + e of row i hidden?
 __device__ __forceinline__ bool hiddenKey(int column, int limit, uint64_t bits) {

@@ -123,14 +123,33 @@ public final class TextGenerator {
     LISTENER
   }
 
-  /**
-   * What the model wrote after a prompt.
-   *
-   * @param text as UTF-8, broken characters as U+FFFD
-   * @param bytes what it wrote, exactly
-   * @param reason why it ended
-   */
-  public record Completion(String text, byte[] bytes, Reason reason) {}
+  /** What the model wrote after a prompt. */
+  public static final class Completion {
+    private final String text;
+    private final byte[] bytes;
+    private final Reason reason;
+
+    private Completion(String text, byte[] bytes, Reason reason) {
+      this.text = text;
+      this.bytes = bytes;
+      this.reason = reason;
+    }
+
+    /** The bytes as UTF-8, broken characters as U+FFFD. */
+    public String text() {
+      return text;
+    }
+
+    /** What it wrote, exactly; a copy. */
+    public byte[] bytes() {
+      return bytes.clone();
+    }
+
+    /** Why it ended. */
+    public Reason reason() {
+      return reason;
+    }
+  }
 
   /** Takes text as it is written. */
   @FunctionalInterface

@@ -58,9 +58,7 @@ public final class LayerMemory {
           }
         }
         System.out.println(
-            "\n"
-                + "| layer | tokens | a training step's peak above what was there, MB |\n"
-                + "|---|---|---|");
+            "\n| layer | tokens | a training step's peak above what was there, MB |\n|---|---|---|");
         for (int tokens : new int[] {512, 1024, 2048}) {
           for (String layer : List.of("SelfAttentionLayer", "whole", "window")) {
             ResidentMemory.inFreshProcess(

@@ -205,9 +205,10 @@ class TrainCodeModelTest {
       assertThat(broken).hasContent("not a model");
     }
     String model = trained.toString();
-    assertThat(error(new Generate(), "--model", model, "--length", "0")).contains("got 0");
+    assertThat(error(new Generate(), "--model", model, "--length", "0"))
+        .contains("= 0", "at least 1");
     assertThat(error(new Generate(), "--model", model, "--temperature", "-1")).contains("-1.0");
-    assertThat(error(new Generate(), "--model", model, "--top-k", "-1")).contains("got -1");
+    assertThat(error(new Generate(), "--model", model, "--top-k", "-1")).contains("topK = -1");
     assertThat(error(new TrainCodeModel(), "--steps", "0"))
         .contains("--steps must be at least 1, got 0");
     assertThat(

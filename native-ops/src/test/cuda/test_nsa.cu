@@ -209,8 +209,7 @@ void testCase(const Case& x, const Device& on, const char* suffix) {
                 *x.mask ? " mask " : "", x.mask, static_cast<int>(x.layout), x.factor);
   const std::string name = text;
   if (name.find(only) == std::string::npos) return;
-  // FLOAT sums up thousands of products one by one.
-  const double limit = type == ElementType::Float32 ? 5e-6 : bound(type, FloatMode::Strict);
+  const double limit = bound(type, FloatMode::Strict);
   const double floor = type == ElementType::Float32 ? 0.3 : 0.1;
   const int64_t B = s.batch, N = s.queryLength, M = s.keyLength, H = s.heads, Hkv = s.kvHeads, C = s.blocks();
   const int64_t S = s.selectionBlocks();

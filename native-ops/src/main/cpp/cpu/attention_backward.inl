@@ -17,19 +17,17 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-template <typename E>
+template <typename A>
 struct Backward {
-  using A = Accumulator<E>;
   static constexpr int64_t kSize = kTile<A>;
   static constexpr int64_t kWidth = kPanel<A>;
-  static constexpr bool kAddsToDq = kIsAccumulator<E>;
   static constexpr int64_t kLeastSegment = 4;
   static constexpr int64_t kBlock = 2;  ///< key tiles that share a staged query tile
   /// From here on the rounding of lse would show in P = exp(s - lse).
   static constexpr A kLargeLse = 16;
   /// delta is in doubt where, weighted with P, the square of dP - delta is below that of this times the norm of dO o o:
   /// delta has an error of about that norm times the rounding of o, which 16-bit types feel first.
-  static constexpr A kDoubt = kIsAccumulator<E> ? A(0.5) : A(1);
+  static A doubtFactor(const AttentionProblem& p) { return isAccumulator<A>(p.type) ? A(0.5) : A(1); }
   /// Where dO . o has terms like these, their squares may leave the range of A.
   static constexpr A kLeastTerms = A(1e-12), kMostTerms = A(1e12);
 
@@ -56,7 +54,7 @@ struct Backward {
     int64_t* last;  ///< the newest real token that the row sees: its last key
     A* delta;       ///< dO . o
     A* deltaLow;    ///< what `delta` lacks, once refined
-    A* doubt;       ///< (kDoubt * |dO o o|)^2; 0 once refined
+    A* doubt;       ///< (doubtFactor * |dO o o|)^2; 0 once refined
     RowTerms(int64_t rows, Scratch& scratch)
         : level(scratch.take<double>(rows)),
           decay(scratch.take<double>(rows)),
@@ -99,16 +97,16 @@ struct Backward {
   struct RefineBuffers {
     A *scores, *dP, *sum, *heaviest, *center, *moment, *momentOfDelta;
     Levels levels;
-    typename QueryTile<E>::Buffers keys;
+    typename QueryTile<A>::Buffers keys;
     RefineBuffers(const AttentionProblem& p, Scratch& scratch)
         : scores(scratch.take<A>(kSize * kWidth)),
           dP(scratch.take<A>(kSize * kWidth)),
-          sum(scratch.take<A>(QueryTile<E>::kSize)),
-          heaviest(scratch.take<A>(QueryTile<E>::kSize)),
-          center(scratch.take<A>(QueryTile<E>::kSize)),
-          moment(scratch.take<A>(QueryTile<E>::kSize)),
-          momentOfDelta(scratch.take<A>(QueryTile<E>::kSize)),
-          levels(QueryTile<E>::kSize, scratch),
+          sum(scratch.take<A>(QueryTile<A>::kSize)),
+          heaviest(scratch.take<A>(QueryTile<A>::kSize)),
+          center(scratch.take<A>(QueryTile<A>::kSize)),
+          moment(scratch.take<A>(QueryTile<A>::kSize)),
+          momentOfDelta(scratch.take<A>(QueryTile<A>::kSize)),
+          levels(QueryTile<A>::kSize, scratch),
           keys(p, scratch) {}
   };
 
@@ -172,8 +170,8 @@ struct Backward {
     plan.add(p.batch * p.kvHeads * (tiling.segments / 2), [](const void* params, int64_t item, void* memory) {
       runSegment(*static_cast<const Params*>(params), item, 1, memory);
     });
-    if (!kAddsToDq)
-      plan.add(QueryTile<E>::items(p), [](const void* params, int64_t item, void* memory) {
+    if (!addsToDq(p))
+      plan.add(QueryTile<A>::items(p), [](const void* params, int64_t item, void* memory) {
         runQueryTile(*static_cast<const Params*>(params), item, memory);
       });
     if (p.dalpha.data)
@@ -183,12 +181,15 @@ struct Backward {
   }
 
  private:
+  /// Whether dq is a sum in the caller's tensor, or too rounded there and has a pass of its own.
+  static bool addsToDq(const AttentionProblem& p) { return isAccumulator<A>(p.type); }
+
   static void clear(const AttentionBackward& p, int64_t item) {
     const int64_t h = item % p.heads, b = item / p.heads;
-    if (kAddsToDq)
+    if (addsToDq(p))
       for (int64_t t = 0; t < p.queryLength; t++) {
-        E* row = at<E>(p.dq, b, t, h);
-        for (int64_t c = 0; c < p.headSize; c++) narrow(A(0), row[c * p.dq.strides[3]]);
+        A* row = at<A>(p.dq, b, t, h);
+        for (int64_t c = 0; c < p.headSize; c++) row[c * p.dq.strides[3]] = 0;
       }
     if (p.dalpha.data)
       for (int64_t j = 0; j < p.keyLength; j++) *at<A>(p.dalpha, b, j, h) = 0;
@@ -245,14 +246,13 @@ struct Backward {
     const Decays<A> alpha = Decays<A>::of(p, b, h);
     const int64_t position = p.keyLength - p.queryLength + t0;
     int64_t last = position;
-    while (last > most(0, position - p.window + 1) && !isReal<E>(p, b, last)) last--;
+    while (last > most(0, position - p.window + 1) && !isReal(p, b, last)) last--;
     double decay = 0;
     bool large = false, extreme = false;
     for (int64_t first = 0; first < count; first += kSize) {
       const int64_t end = least(count, first + kSize);
       const auto stage = [&](const Input& x, A* buffer) {
-        return stageRows<E>(at<E>(x, b, t0 + first, h), x.strides[1], x.strides[3], end - first, p.valueSize,
-                            p.valueSize, nullptr, buffer);
+        return stageRows(p.type, x, b, t0 + first, h, end - first, p.valueSize, p.valueSize, nullptr, buffer);
       };
       const Rows<A> dO = stage(p.dO, dOBuffer), o = stage(p.o, oBuffer);
       rowDots(dO, o, end - first, p.valueSize, rows.delta + first);
@@ -265,7 +265,7 @@ struct Backward {
           continue;
         }
         if (i > 0) decay += alpha[position + i];
-        if (isReal<E>(p, b, position + i)) last = position + i;
+        if (isReal(p, b, position + i)) last = position + i;
         rows.decay[i] = decay;
         rows.last[i] = last;
         const A lse = *(at<A>(p.lse, b, h) + (t0 + i) * p.lse.strides[2]);
@@ -275,7 +275,7 @@ struct Backward {
         rows.doubt[i] = doubtOf(dO.data + (i - first) * dO.ld, o.data + (i - first) * o.ld, p, extreme);
       }
     }
-    return extreme ? Refine::All : large && sizeof(E) == 4 ? Refine::Weights : Refine::Nothing;
+    return extreme ? Refine::All : large && p.type == ElementType::Float32 ? Refine::Weights : Refine::Nothing;
   }
 
   /// The doubt of a row; `extreme` if its terms are.
@@ -295,12 +295,12 @@ struct Backward {
       size += term < 0 ? -term : term;
     }
     extreme = extreme || (size > 0 && size < kLeastTerms) || size > kMostTerms;
-    return kDoubt * kDoubt * square;
+    return doubtFactor(p) * doubtFactor(p) * square;
   }
 
   static void refineTile(const AttentionBackward& p, int64_t b, int64_t h, int64_t t0, int64_t count, bool gradients,
                          const Buffers& buffers, const RowTerms& rows) {
-    const QueryTile<E> tile(p, b, h, t0, count);
+    const QueryTile<A> tile(p, b, h, t0, count);
     tile.pack(p.q, p.headSize, A(1), buffers.refineRows, buffers.refineQ);
     if (gradients) tile.pack(p.dO, p.valueSize, A(1), buffers.refineRows, buffers.refineDO);
     refine(tile, 0, tile.panels() * kWidth, buffers.refineQ, gradients ? buffers.refineDO : nullptr, buffers.refine,
@@ -312,7 +312,7 @@ struct Backward {
   /// delta or, if one key has more than half of the weight, the dP of that key, which has the very bits that
   /// gradientOfScores finds: dP - delta = (dP - c) - sum of P (dP - c) is as exact as the other keys' share allows, and
   /// exactly 0 if there is no other key.
-  static void refine(const QueryTile<E>& tile, int64_t begin, int64_t end, const A* q, const A* dO,
+  static void refine(const QueryTile<A>& tile, int64_t begin, int64_t end, const A* q, const A* dO,
                      const RefineBuffers& buffers, const RowTerms& rows) {
     const AttentionProblem& p = tile.p;
     const A scale = static_cast<A>(p.scale * kLog2E);
@@ -387,12 +387,10 @@ struct Backward {
                              const KeyTileBuffers& own, const Buffers& buffers) {
     const int64_t first = tiling.begin(index), keys = least(p.keyLength, tiling.begin(index + 1)) - first;
     const int64_t panels = (keys + kWidth - 1) / kWidth;
-    const uint8_t* keep = maskOf<E>(p, b, first, keys, own.keep);
-    const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], keys, p.valueSize,
-                                   p.valueSize, keep, buffers.dO);
+    const uint8_t* keep = maskOf(p, b, first, keys, own.keep);
+    const Rows<A> v = stageRows(p.type, p.v, b, first, kvHead, keys, p.valueSize, p.valueSize, keep, buffers.dO);
     packTransposed<A>(v, keys, p.valueSize, kWidth, panels, A(1), own.vPacked);
-    const Rows<A> k = stageRows<E>(at<E>(p.k, b, first, kvHead), p.k.strides[1], p.k.strides[3], keys, p.headSize,
-                                   buffers.headColumns, keep, own.k);
+    const Rows<A> k = stageRows(p.type, p.k, b, first, kvHead, keys, p.headSize, buffers.headColumns, keep, own.k);
     packTransposed<A>(k, keys, p.headSize, kWidth, panels, A(1), own.kPacked);
     for (int64_t i = 0; i < keys * buffers.headColumns; i++) own.dk[i] = 0;
     for (int64_t i = 0; i < keys * buffers.valueColumns; i++) own.dv[i] = 0;
@@ -428,10 +426,10 @@ struct Backward {
     }
     for (int64_t i = 0; i < tiles; i++) {
       const KeyTile& tile = block[i];
-      writeRows<E>(tile.buffers.dk, buffers.headColumns, static_cast<A>(p.scale), tile.keys, p.headSize,
-                   at<E>(p.dk, b, tile.first, kvHead), p.dk.strides[1], p.dk.strides[3]);
-      writeRows<E>(tile.buffers.dv, buffers.valueColumns, A(1), tile.keys, p.valueSize,
-                   at<E>(p.dv, b, tile.first, kvHead), p.dv.strides[1], p.dv.strides[3]);
+      writeRows(tile.buffers.dk, buffers.headColumns, static_cast<A>(p.scale), tile.keys, p.headSize, p.type, p.dk, b,
+                tile.first, kvHead);
+      writeRows(tile.buffers.dv, buffers.valueColumns, A(1), tile.keys, p.valueSize, p.type, p.dv, b, tile.first,
+                kvHead);
     }
   }
 
@@ -463,11 +461,11 @@ struct Backward {
   static void runQueries(const Queries& x, const Decays<A>& alpha, const Tiling& tiling, int64_t firstTile,
                          int64_t tiles, KeyTile* block, const Buffers& buffers) {
     const AttentionBackward& p = x.p;
-    const Rows<A> q = stageRows<E>(at<E>(p.q, x.b, x.t0(), x.h), p.q.strides[1], p.q.strides[3], x.rows, p.headSize,
-                                   buffers.headColumns, nullptr, buffers.q);
-    const Rows<A> dO = stageRows<E>(at<E>(p.dO, x.b, x.t0(), x.h), p.dO.strides[1], p.dO.strides[3], x.rows,
-                                    p.valueSize, buffers.valueColumns, nullptr, buffers.dO);
-    if (kAddsToDq)
+    const Rows<A> q =
+        stageRows(p.type, p.q, x.b, x.t0(), x.h, x.rows, p.headSize, buffers.headColumns, nullptr, buffers.q);
+    const Rows<A> dO =
+        stageRows(p.type, p.dO, x.b, x.t0(), x.h, x.rows, p.valueSize, buffers.valueColumns, nullptr, buffers.dO);
+    if (addsToDq(p))
       for (int64_t i = 0; i < x.rows * buffers.headColumns; i++) buffers.dq[i] = 0;
     for (int64_t i = 0; i < tiles; i++) {
       KeyTile& tile = block[i];
@@ -479,9 +477,9 @@ struct Backward {
       if (p.dalpha.data) addToDecay(x, tiling, index, buffers);
     }
     const A scale = static_cast<A>(p.scale);
-    if constexpr (kAddsToDq)
+    if (addsToDq(p))
       for (int64_t i = 0; i < x.rows; i++) {
-        E* row = at<E>(p.dq, x.b, x.t0() + i, x.h);
+        A* row = at<A>(p.dq, x.b, x.t0() + i, x.h);
         const A* own = buffers.dq + i * buffers.headColumns;
         if (p.dq.strides[3] == 1) {
           for (int64_t c = 0; c < p.headSize; c++) row[c] += scale * own[c];
@@ -565,7 +563,7 @@ struct Backward {
     }
     if (p.dalpha.data)
       for (int64_t i = 0; i < x.rows; i++) buffers.rowSum[i] = sumOfRow(buffers.dS + i * kSize, tile.panels);
-    if constexpr (kAddsToDq)
+    if (addsToDq(p))
       addGuarded(finite, x.rows, buffers.headColumns, tile.keys, Left<A>{buffers.dS, kSize, 1}, tile.k.data, tile.k.ld,
                  buffers.dq, buffers.headColumns);
   }
@@ -633,10 +631,10 @@ struct Backward {
         heaviest = greater<A>(P, heaviest);
       }
     }
-    return kIsAccumulator<E> && !anyAbove<A>(heaviest, A(0.5)) ? A(0) : doubtOf(x, lane, begin, end, buffers);
+    return isAccumulator<A>(x.p.type) && !anyAbove<A>(heaviest, A(0.5)) ? A(0) : doubtOf(x, lane, begin, end, buffers);
   }
 
-  /// The doubt in delta of a panel of pairs (kDoubt).
+  /// The doubt in delta of a panel of pairs (doubtFactor).
   static A doubtOf(const Queries& x, int64_t lane, int64_t begin, int64_t end, const Buffers& buffers) {
     Vector<A> doubt{};
     for (int64_t i = begin; i < end; i++)
@@ -652,15 +650,15 @@ struct Backward {
     A *q, *dO, *dq, *packingRows;
     RowTerms rows;
     Levels levels;
-    typename QueryTile<E>::Buffers keys;
+    typename QueryTile<A>::Buffers keys;
     RefineBuffers refine;
     QueryBuffers(const AttentionProblem& p, Scratch& scratch)
-        : q(scratch.take<A>(QueryTile<E>::kSize * p.headSize)),
-          dO(scratch.take<A>(QueryTile<E>::kSize * p.valueSize)),
-          dq(scratch.take<A>(QueryTile<E>::kSize * p.headSize)),
-          packingRows(scratch.take<A>(QueryTile<E>::kSize * most(p.headSize, p.valueSize))),
-          rows(QueryTile<E>::kSize, scratch),
-          levels(QueryTile<E>::kSize, scratch),
+        : q(scratch.take<A>(QueryTile<A>::kSize * p.headSize)),
+          dO(scratch.take<A>(QueryTile<A>::kSize * p.valueSize)),
+          dq(scratch.take<A>(QueryTile<A>::kSize * p.headSize)),
+          packingRows(scratch.take<A>(QueryTile<A>::kSize * most(p.headSize, p.valueSize))),
+          rows(QueryTile<A>::kSize, scratch),
+          levels(QueryTile<A>::kSize, scratch),
           keys(p, scratch),
           refine(p, scratch) {}
   };
@@ -669,7 +667,7 @@ struct Backward {
   static void runQueryTile(const AttentionBackward& p, int64_t item, void* memory) {
     Scratch scratch(memory);
     const QueryBuffers buffers(p, scratch);
-    const QueryTile<E> tile = QueryTile<E>::of(p, item);
+    const QueryTile<A> tile = QueryTile<A>::of(p, item);
     const int64_t panels = tile.panels(), lanes = panels * kWidth;
     tile.pack(p.q, p.headSize, A(1), buffers.packingRows, buffers.q);
     tile.pack(p.dO, p.valueSize, A(1), buffers.packingRows, buffers.dO);
@@ -687,7 +685,7 @@ struct Backward {
           buffers.levels.setEarlier(buffers.rows, lanes, tile.gap);
       };
       if (keys.diagonal && keys.lookback == 0) setLevels();
-      const bool finite = !tile.isEdge(keys, 0, QueryTile<E>::kSize) || allFinite(keys.k.data, keys.count * p.headSize);
+      const bool finite = !tile.isEdge(keys, 0, QueryTile<A>::kSize) || allFinite(keys.k.data, keys.count * p.headSize);
       for (int64_t lane = 0; lane < lanes; lane += kWidth) {
         int64_t first, end;
         tile.visibleKeys(keys, lane, first, end);
@@ -716,14 +714,14 @@ struct Backward {
     for (int64_t i = 0; i < lanes; i++) factor[i] = static_cast<A>(p.scale);
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t lane = panel * kWidth;
-      unpackTransposed<E>(buffers.dq + lane * p.headSize, kWidth, factor + lane, least(kWidth, tile.rows - lane),
-                          p.headSize, at<E>(p.dq, tile.b, tile.t0 + lane, tile.h), p.dq.strides[1], p.dq.strides[3]);
+      unpackTransposed(buffers.dq + lane * p.headSize, kWidth, factor + lane, least(kWidth, tile.rows - lane),
+                       p.headSize, p.type, p.dq, tile.b, tile.t0 + lane, tile.h);
     }
   }
 
   /// For keys [first, end) of a tile and queries [lane, lane + kWidth): refine.scores[key][query] = dS. A result above
   /// 0 says that delta is in doubt.
-  static A transposedGradientOfScores(const QueryTile<E>& tile, const VisibleKeys<A>& keys, int64_t lane, int64_t first,
+  static A transposedGradientOfScores(const QueryTile<A>& tile, const VisibleKeys<A>& keys, int64_t lane, int64_t first,
                                       int64_t end, const QueryBuffers& buffers) {
     const AttentionProblem& p = tile.p;
     assignProduct(end - first, p.headSize, Left<A>{keys.k.data + first * keys.k.ld, keys.k.ld, 1},

@@ -9,9 +9,8 @@ namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
 constexpr int64_t kDecodeQueries = 4;
 
-template <typename E>
+template <typename A>
 struct Decode {
-  using A = Accumulator<E>;
   static constexpr int64_t kBlock = kTile<A>;
 
   struct Buffers {
@@ -48,27 +47,24 @@ struct Decode {
     const int64_t headColumns = roundUp(p.headSize, kLanes<A>), valueColumns = roundUp(p.valueSize, kLanes<A>);
     const Decays<A> alpha = Decays<A>::of(p, b, h);
 
-    const E* q = at<E>(p.q, b, t, h);
-    for (int64_t c = 0; c < headColumns; c++)
-      buffers.q[c] = c < p.headSize ? static_cast<A>(p.scale * kLog2E) * widen(q[c * p.q.strides[3]]) : A(0);
+    const A* q = stageRows(p.type, p.q, b, t, h, 1, p.headSize, headColumns, nullptr, buffers.q).data;
+    for (int64_t c = 0; c < headColumns; c++) buffers.q[c] = static_cast<A>(p.scale * kLog2E) * q[c];
     for (int64_t c = 0; c < valueColumns; c++) buffers.o[c] = 0;
 
     A max = -kInfinity<A>, sum = 0;
     // What lies after the newest real token is the same for all keys; masked tokens' decays may be large.
     int64_t newest = position;
     double common = 0, decay = 0;
-    while (newest >= lowest && !isReal<E>(p, b, newest)) common += alpha[newest--];
+    while (newest >= lowest && !isReal(p, b, newest)) common += alpha[newest--];
     if (common == kInfinity<double>) newest = lowest - 1;
     for (int64_t end = newest + 1, first; end > lowest && decay != kInfinity<double>; end = first) {
       first = most(lowest, end - kBlock);
       const int64_t count = end - first;
-      const uint8_t* keep = maskOf<E>(p, b, first, count, buffers.keep);
+      const uint8_t* keep = maskOf(p, b, first, count, buffers.keep);
       decay = alpha.columns(first, end, decay, keep,
                             [&](int64_t i, double bias) { buffers.weight[i] = static_cast<A>(bias); });
-      const Rows<A> k = stageRows<E>(at<E>(p.k, b, first, kvHead), p.k.strides[1], p.k.strides[3], count, p.headSize,
-                                     headColumns, keep, buffers.k);
-      const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], count, p.valueSize,
-                                     valueColumns, keep, buffers.v);
+      const Rows<A> k = stageRows(p.type, p.k, b, first, kvHead, count, p.headSize, headColumns, keep, buffers.k);
+      const Rows<A> v = stageRows(p.type, p.v, b, first, kvHead, count, p.valueSize, valueColumns, keep, buffers.v);
       A blockMax = max;
       for (int64_t j = 0; j < count; j++) {
         if (buffers.weight[j] == -kInfinity<A>) continue;
@@ -93,8 +89,7 @@ struct Decode {
     }
     *(at<A>(p.lse, b, h) + t * p.lse.strides[2]) =
         sum == 0 ? -kInfinity<A> : static_cast<A>((kLn2 * max + __builtin_log(static_cast<double>(sum))) - common);
-    writeRows<E>(buffers.o, valueColumns, sum == 0 ? A(0) : 1 / sum, 1, p.valueSize, at<E>(p.o, b, t, h), 0,
-                 p.o.strides[3]);
+    writeRows(buffers.o, valueColumns, sum == 0 ? A(0) : 1 / sum, 1, p.valueSize, p.type, p.o, b, t, h);
   }
 };
 

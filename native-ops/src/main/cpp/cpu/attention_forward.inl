@@ -9,10 +9,9 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-template <typename E>
+template <typename A>
 struct Forward {
-  using A = Accumulator<E>;
-  using Tile = QueryTile<E>;
+  using Tile = QueryTile<A>;
   static constexpr int64_t kWidth = kPanel<A>;
 
   struct Buffers {
@@ -71,8 +70,8 @@ struct Forward {
     }
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t lane = panel * kWidth;
-      unpackTransposed<E>(buffers.o + lane * p.valueSize, kWidth, buffers.sum + lane, least(kWidth, tile.rows - lane),
-                          p.valueSize, at<E>(p.o, tile.b, tile.t0 + lane, tile.h), p.o.strides[1], p.o.strides[3]);
+      unpackTransposed(buffers.o + lane * p.valueSize, kWidth, buffers.sum + lane, least(kWidth, tile.rows - lane),
+                       p.valueSize, p.type, p.o, tile.b, tile.t0 + lane, tile.h);
     }
   }
 

@@ -1,4 +1,5 @@
-// Element types, and moving tiles between the caller's strided tensors and the kernels' row-major scratch.
+// Element types, and moving tiles between the caller's strided tensors and the kernels' row-major scratch. The kernels
+// compute in float32 or float64; only here, where tiles come and go, is an element's type known.
 #pragma once
 
 #include <cstddef>
@@ -68,22 +69,31 @@ GATEDFWA_INLINE void narrow(float x, Half& to) {
 #endif
 }
 
-template <typename E>
-struct AccumulatorOf {
-  using Type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using Type = double;
-};
-template <typename E>
-using Accumulator = typename AccumulatorOf<E>::Type;
-template <typename E>
+/// The elements are of the type A that the kernel computes in; A is float but for Float64.
+template <typename A>
+GATEDFWA_INLINE bool isAccumulator(ElementType type) {
+  return sizeof(A) == 8 || type == ElementType::Float32;
+}
+/// visit(E()) for the elements' type.
+template <typename A, typename Visit>
+GATEDFWA_INLINE auto visitElement(ElementType type, Visit visit) {
+  if constexpr (sizeof(A) == 8) {
+    return visit(double());
+  } else {
+    switch (type) {
+      case ElementType::Float16:
+        return visit(Half());
+      case ElementType::BFloat16:
+        return visit(BFloat16());
+      default:
+        return visit(float());
+    }
+  }
+}
+template <typename E, typename A>
 constexpr bool kIsAccumulator = false;
-template <>
-constexpr bool kIsAccumulator<float> = true;
-template <>
-constexpr bool kIsAccumulator<double> = true;
+template <typename A>
+constexpr bool kIsAccumulator<A, A> = true;
 
 /// Element [i0, i1, i2, 0] of a tensor.
 template <typename T>
@@ -123,14 +133,10 @@ struct Rows {
   int64_t ld;
 };
 
-/// Rows of a strided tensor as accumulators: in place where they already are contiguous, otherwise copied into `buffer`
-/// [rows][paddedColumns], zero beyond `columns`. A copy pays: rows that lie a power of two apart share a few cache
-/// sets. Callers share a staged tile among as many queries as they can. Rows whose `keep` byte is 0 become zeros (keep
-/// may be null): padding may hold anything, NaN included.
-template <typename E, typename A = Accumulator<E>>
-Rows<A> stageRows(const E* from, int64_t rowStride, int64_t columnStride, int64_t rows, int64_t columns,
-                  int64_t paddedColumns, const uint8_t* keep, A* buffer) {
-  if constexpr (kIsAccumulator<E>) {
+template <typename E, typename A>
+Rows<A> stageElements(const E* from, int64_t rowStride, int64_t columnStride, int64_t rows, int64_t columns,
+                      int64_t paddedColumns, const uint8_t* keep, A* buffer) {
+  if constexpr (kIsAccumulator<E, A>) {
     if (columnStride == 1 && rowStride == columns && columns == paddedColumns && !keep) return {from, rowStride};
   }
   for (int64_t r = 0; r < rows; r++) {
@@ -139,7 +145,7 @@ Rows<A> stageRows(const E* from, int64_t rowStride, int64_t columnStride, int64_
     int64_t c = 0;
     if (!keep || keep[r]) {
       if (columnStride == 1) {
-        if constexpr (kIsAccumulator<E>)
+        if constexpr (kIsAccumulator<E, A>)
           for (; c + kLanes<A> <= columns; c += kLanes<A>) store(to + c, load(row + c));
         for (; c < columns; c++) to[c] = widen(row[c]);
       } else {
@@ -149,6 +155,19 @@ Rows<A> stageRows(const E* from, int64_t rowStride, int64_t columnStride, int64_
     for (; c < paddedColumns; c++) to[c] = 0;
   }
   return {buffer, paddedColumns};
+}
+
+/// Rows [b, first..first + rows, h, 0..columns] of a tensor as accumulators: in place where they already are
+/// contiguous, otherwise copied into `buffer` [rows][paddedColumns], zero beyond `columns`. A copy pays: rows that lie
+/// a power of two apart share a few cache sets. Callers share a staged tile among as many queries as they can. Rows
+/// whose `keep` byte is 0 become zeros (keep may be null): padding may hold anything, NaN included.
+template <typename A>
+Rows<A> stageRows(ElementType type, const Input& x, int64_t b, int64_t first, int64_t h, int64_t rows, int64_t columns,
+                  int64_t paddedColumns, const uint8_t* keep, A* buffer) {
+  return visitElement<A>(type, [&](auto element) {
+    return stageElements(at<decltype(element)>(x, b, first, h), x.strides[1], x.strides[3], rows, columns,
+                         paddedColumns, keep, buffer);
+  });
 }
 
 /// to[c][r] = factor * from[r][c], as panels of `width` rows: panel r / width holds [columns][width], zero where
@@ -185,14 +204,13 @@ void packTransposed(Rows<A> from, int64_t rows, int64_t columns, int64_t width, 
   }
 }
 
-/// to[r][c] = scale[r] * from[c][r]: one panel of `width` rows back into a strided tensor.
-template <typename E, typename A = Accumulator<E>>
-void unpackTransposed(const A* from, int64_t width, const A* scale, int64_t rows, int64_t columns, E* to,
-                      int64_t rowStride, int64_t columnStride) {
+template <typename E, typename A>
+void unpackElements(const A* from, int64_t width, const A* scale, int64_t rows, int64_t columns, E* to,
+                    int64_t rowStride, int64_t columnStride) {
   using Quad = typename VectorOf<A>::Quad;
   for (int64_t r = 0; r < rows; r += 4) {
     int64_t c = 0;
-    if constexpr (kIsAccumulator<E>) {
+    if constexpr (kIsAccumulator<E, A>) {
       if (columnStride == 1 && r + 4 <= rows) {
         const Quad factor = *reinterpret_cast<const Quad*>(scale + r);
         for (; c + 4 <= columns; c += 4) {
@@ -219,12 +237,25 @@ void unpackTransposed(const A* from, int64_t width, const A* scale, int64_t rows
   }
 }
 
-/// to[r][c] = factor * from[r * ld + c], narrowed.
-template <typename E, typename A = Accumulator<E>>
-void writeRows(const A* from, int64_t ld, A factor, int64_t rows, int64_t columns, E* to, int64_t rowStride,
-               int64_t columnStride) {
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < columns; c++) narrow(factor * from[r * ld + c], to[r * rowStride + c * columnStride]);
+/// x[b, first + r, h, c] = scale[r] * from[c][r]: one panel of `width` rows back into a strided tensor.
+template <typename A>
+void unpackTransposed(const A* from, int64_t width, const A* scale, int64_t rows, int64_t columns, ElementType type,
+                      const Output& x, int64_t b, int64_t first, int64_t h) {
+  visitElement<A>(type, [&](auto element) {
+    unpackElements(from, width, scale, rows, columns, at<decltype(element)>(x, b, first, h), x.strides[1],
+                   x.strides[3]);
+  });
+}
+
+/// x[b, first + r, h, c] = factor * from[r * ld + c], narrowed.
+template <typename A>
+void writeRows(const A* from, int64_t ld, A factor, int64_t rows, int64_t columns, ElementType type, const Output& x,
+               int64_t b, int64_t first, int64_t h) {
+  visitElement<A>(type, [&](auto element) {
+    auto* to = at<decltype(element)>(x, b, first, h);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < columns; c++) narrow(factor * from[r * ld + c], to[r * x.strides[1] + c * x.strides[3]]);
+  });
 }
 
 /// True if every element is finite. Rows are contiguous.

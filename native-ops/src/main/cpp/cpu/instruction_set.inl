@@ -9,32 +9,16 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-inline Plan forwardPlan(const AttentionForward& p) {
+template <typename A>
+Plan forwardPlan(const AttentionForward& p) {
   // A tile is as wide as a register block; below that, most of its lanes would be idle.
-  const bool decode = p.queryLength <= kDecodeQueries;
-  switch (p.type) {
-    case ElementType::Float64:
-      return decode ? Decode<double>::plan(p) : Forward<double>::plan(p);
-    case ElementType::Float16:
-      return decode ? Decode<Half>::plan(p) : Forward<Half>::plan(p);
-    case ElementType::BFloat16:
-      return decode ? Decode<BFloat16>::plan(p) : Forward<BFloat16>::plan(p);
-    default:
-      return decode ? Decode<float>::plan(p) : Forward<float>::plan(p);
-  }
+  return p.queryLength <= kDecodeQueries ? Decode<A>::plan(p) : Forward<A>::plan(p);
 }
-
+inline Plan forwardPlan(const AttentionForward& p) {
+  return p.type == ElementType::Float64 ? forwardPlan<double>(p) : forwardPlan<float>(p);
+}
 inline Plan backwardPlan(const AttentionBackward& p) {
-  switch (p.type) {
-    case ElementType::Float64:
-      return Backward<double>::plan(p);
-    case ElementType::Float16:
-      return Backward<Half>::plan(p);
-    case ElementType::BFloat16:
-      return Backward<BFloat16>::plan(p);
-    default:
-      return Backward<float>::plan(p);
-  }
+  return p.type == ElementType::Float64 ? Backward<double>::plan(p) : Backward<float>::plan(p);
 }
 
 const AttentionKernels kKernels = {forwardPlan, backwardPlan};

@@ -8,9 +8,8 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-template <typename E, typename Keys>
+template <typename A, typename Keys>
 struct NsaAttentionBackward {
-  using A = Accumulator<E>;
   using Params = NsaBackward<typename Keys::Problem>;
   static constexpr int64_t kKeys = kTile<A>;
   template <typename T>
@@ -52,9 +51,9 @@ struct NsaAttentionBackward {
       const int64_t group = groupOf(p);
       for (int64_t g = 0; g < group; g++) {
         const int64_t row = chunk.count * group + g, h = chunk.kvHead * group + g;
-        stageRow<E>(p.q, chunk.b, t, h, p.headSize, q + row * headColumns);
+        stageRow(p.type, p.q, chunk.b, t, h, p.headSize, q + row * headColumns);
         A* gradient = dO + row * valueColumns;
-        stageRow<E>(p.dO, chunk.b, t, h, p.valueSize, gradient);
+        stageRow(p.type, p.dO, chunk.b, t, h, p.valueSize, gradient);
         const A lse = *(at<A>(p.lse, chunk.b, h) + t * p.lse.strides[2]);
         const bool empty = lse == -kInfinity<A>;
         high[row] = empty ? kInfinity<A> : static_cast<A>(kLog2E * lse);
@@ -66,7 +65,7 @@ struct NsaAttentionBackward {
         }
         low[row] = empty ? A(0) : static_cast<A>(kLog2E * lse - high[row]);
         sum[row] = 0;
-        stageRow<E>(p.o, chunk.b, t, h, p.valueSize, o);
+        stageRow(p.type, p.o, chunk.b, t, h, p.valueSize, o);
         // Added up as the products make dP, fused or not: a row that sees one key has o = v, and then dP - delta is 0.
         Vector<A> dot{};
         for (int64_t c = 0; c < p.valueSize; c++) dot += broadcast<A>(gradient[c]) * broadcast<A>(o[c]);
@@ -99,10 +98,10 @@ struct NsaAttentionBackward {
           ownBias(nullptr) {}
     /// `buffer` has room for kKeys rows of v.
     void load(const Params& p, int64_t b, int64_t kvHead, int64_t first, int64_t count, uint8_t* keep, A* buffer) {
-      const uint8_t* kept = maskOf<E>(p, b, first, count, keep);
+      const uint8_t* kept = maskOf(p, b, first, count, keep);
       ownBias = biasOf(kept, count, bias);
-      rows = stageKeys<E>(p.k, b, kvHead, first, count, p.headSize, kept, k, kPacked).rows;
-      stageKeys<E>(p.v, b, kvHead, first, count, p.valueSize, kept, buffer, vPacked);
+      rows = stageKeys(p.type, p.k, b, kvHead, first, count, p.headSize, kept, k, kPacked).rows;
+      stageKeys(p.type, p.v, b, kvHead, first, count, p.valueSize, kept, buffer, vPacked);
     }
   };
 
@@ -218,8 +217,8 @@ struct NsaAttentionBackward {
         const A sum = rows.sum[row], lse = static_cast<A>(kLn2 * rows.high[row]);
         const A rounding = A(8) * kEpsilon<A> * (lse < 0 ? 1 - lse : 1 + lse);
         const bool corrected = rounding < kInfinity<A> && sum - 1 < rounding && 1 - sum < rounding;
-        writeRows<E>(buffers.dq + row * columns, columns, static_cast<A>(p.scale) / (corrected ? sum : A(1)), 1,
-                     p.headSize, at<E>(p.dq, rows.chunk.b, t, h), 0, p.dq.strides[3]);
+        writeRows(buffers.dq + row * columns, columns, static_cast<A>(p.scale) / (corrected ? sum : A(1)), 1,
+                  p.headSize, p.type, p.dq, rows.chunk.b, t, h);
         const A correction = corrected ? static_cast<A>(kLog2E * __builtin_log(static_cast<double>(sum))) : A(0);
         rowTerms(p, rows.chunk.b, h, t) = {rows.low[row] + correction, rows.delta[row]};
       }
@@ -253,10 +252,10 @@ struct NsaAttentionBackward {
     }
 
     Keys::forEachTile(p, begin, end, kKeys, [&](int64_t first, int64_t count, int64_t slot) {
-      writeRows<E>(buffers.dk + slot * tileKeys(p) * rows.headColumns, rows.headColumns, static_cast<A>(p.scale), count,
-                   p.headSize, at<E>(p.dk, b, first, kvHead), p.dk.strides[1], p.dk.strides[3]);
-      writeRows<E>(buffers.dv + slot * tileKeys(p) * rows.valueColumns, rows.valueColumns, A(1), count, p.valueSize,
-                   at<E>(p.dv, b, first, kvHead), p.dv.strides[1], p.dv.strides[3]);
+      writeRows(buffers.dk + slot * tileKeys(p) * rows.headColumns, rows.headColumns, static_cast<A>(p.scale), count,
+                p.headSize, p.type, p.dk, b, first, kvHead);
+      writeRows(buffers.dv + slot * tileKeys(p) * rows.valueColumns, rows.valueColumns, A(1), count, p.valueSize,
+                p.type, p.dv, b, first, kvHead);
     });
   }
 

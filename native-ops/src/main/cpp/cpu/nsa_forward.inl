@@ -18,9 +18,8 @@ struct RescaleRowsAndAdd {
   static constexpr bool kReadsTarget = true;
 };
 
-template <typename E, typename Keys>
+template <typename A, typename Keys>
 struct NsaAttentionForward {
-  using A = Accumulator<E>;
   using Params = NsaForward<typename Keys::Problem>;
   static constexpr int64_t kKeys = kTile<A>;
 
@@ -76,8 +75,8 @@ struct NsaAttentionForward {
     const int64_t first = (chunks - 1 - item / p.kvHeads % chunks) * tokens(p);
     for (int64_t t = first; t < least(first + tokens(p), p.queryLength); t++) {
       for (int64_t g = 0; g < group; g++)
-        stageRow<E>(p.q, chunk.b, t, chunk.kvHead * group + g, p.headSize,
-                    buffers.q + (chunk.count * group + g) * buffers.headColumns);
+        stageRow(p.type, p.q, chunk.b, t, chunk.kvHead * group + g, p.headSize,
+                 buffers.q + (chunk.count * group + g) * buffers.headColumns);
       chunk.add<Keys>(p, t);
     }
     const int64_t rows = chunk.count * group;
@@ -85,12 +84,12 @@ struct NsaAttentionForward {
     for (int64_t i = 0; i < rows * buffers.valueColumns; i++) buffers.o[i] = 0;
 
     Keys::template walk<kKeys>(p, chunk, 0, Keys::count(p), buffers.cursor, [&](const KeyRange& range) {
-      const uint8_t* keep = maskOf<E>(p, chunk.b, range.first, range.count, buffers.keep);
+      const uint8_t* keep = maskOf(p, chunk.b, range.first, range.count, buffers.keep);
       const A* bias = biasOf(keep, range.count, buffers.bias);
-      const Staged<A> k = stageKeys<E>(p.k, chunk.b, chunk.kvHead, range.first, range.count, p.headSize, keep,
-                                       buffers.k, buffers.kPacked);
-      const Staged<A> v = stageKeys<E>(p.v, chunk.b, chunk.kvHead, range.first, range.count, p.valueSize, keep,
-                                       buffers.v, static_cast<A*>(nullptr));
+      const Staged<A> k = stageKeys(p.type, p.k, chunk.b, chunk.kvHead, range.first, range.count, p.headSize, keep,
+                                    buffers.k, buffers.kPacked);
+      const Staged<A> v = stageKeys(p.type, p.v, chunk.b, chunk.kvHead, range.first, range.count, p.valueSize, keep,
+                                    buffers.v, static_cast<A*>(nullptr));
       for (int64_t row = 0; row < range.memberCount * group; row += kBatch<A>)
         attend(p, Batch<A>(chunk, range, group, row), range, k, v.rows, bias, buffers);
     });
@@ -102,8 +101,8 @@ struct NsaAttentionForward {
         *(at<A>(p.lse, chunk.b, h) + t * p.lse.strides[2]) =
             sum == 0 ? -kInfinity<A>
                      : static_cast<A>(kLn2 * buffers.max[row] + __builtin_log(static_cast<double>(sum)));
-        writeRows<E>(buffers.o + row * buffers.valueColumns, buffers.valueColumns, sum == 0 ? A(0) : 1 / sum, 1,
-                     p.valueSize, at<E>(p.o, chunk.b, t, h), 0, p.o.strides[3]);
+        writeRows(buffers.o + row * buffers.valueColumns, buffers.valueColumns, sum == 0 ? A(0) : 1 / sum, 1,
+                  p.valueSize, p.type, p.o, chunk.b, t, h);
       }
   }
 

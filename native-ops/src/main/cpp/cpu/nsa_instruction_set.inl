@@ -7,27 +7,18 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-template <typename E>
-using CompressedForward = NsaAttentionForward<E, CompressedKeys>;
-template <typename E>
-using CompressedBackward = NsaAttentionBackward<E, CompressedKeys>;
-template <typename E>
-using SelectedForward = NsaAttentionForward<E, SelectedKeys>;
-template <typename E>
-using SelectedBackward = NsaAttentionBackward<E, SelectedKeys>;
+template <typename A>
+using CompressedForward = NsaAttentionForward<A, CompressedKeys>;
+template <typename A>
+using CompressedBackward = NsaAttentionBackward<A, CompressedKeys>;
+template <typename A>
+using SelectedForward = NsaAttentionForward<A, SelectedKeys>;
+template <typename A>
+using SelectedBackward = NsaAttentionBackward<A, SelectedKeys>;
 
 template <template <typename> class Kernel, typename Params>
 Plan nsaPlan(const Params& p) {
-  switch (p.type) {
-    case ElementType::Float64:
-      return Kernel<double>::plan(p);
-    case ElementType::Float16:
-      return Kernel<Half>::plan(p);
-    case ElementType::BFloat16:
-      return Kernel<BFloat16>::plan(p);
-    default:
-      return Kernel<float>::plan(p);
-  }
+  return p.type == ElementType::Float64 ? Kernel<double>::plan(p) : Kernel<float>::plan(p);
 }
 
 const NsaKernels kNsaKernels = {nsaPlan<CompressedForward, NsaCompressedForward>,

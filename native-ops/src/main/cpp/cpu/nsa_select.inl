@@ -8,9 +8,8 @@
 
 namespace gatedfwa::cpu::GATEDFWA_INSTRUCTION_SET {
 
-template <typename E>
+template <typename A>
 struct NsaSelection {
-  using A = Accumulator<E>;
   static constexpr int64_t kKeys = kTile<A>;
   static constexpr int64_t kWidth = kPanel<A>;
 
@@ -118,8 +117,8 @@ struct NsaSelection {
       const int64_t h = x.kvHead * group + g;
       for (int64_t first = 0; first < x.count; first += kWidth) {
         const int64_t count = least(kWidth, x.count - first);
-        const Rows<A> rows = stageRows<E>(at<E>(p.q, x.b, x.t0 + first, h), p.q.strides[1], p.q.strides[3], count,
-                                          p.headSize, p.headSize, nullptr, buffers.rows);
+        const Rows<A> rows =
+            stageRows(p.type, p.q, x.b, x.t0 + first, h, count, p.headSize, p.headSize, nullptr, buffers.rows);
         packTransposed<A>(rows, count, p.headSize, kWidth, 1, A(1), buffers.q + (g * tokens(p) + first) * p.headSize);
       }
       for (int64_t i = 0; i < tokens(p); i++) {
@@ -141,9 +140,8 @@ struct NsaSelection {
   static void addImportances(const NsaSelect& p, const Tokens& x, int64_t c, int64_t count, int64_t base,
                              const Buffers& buffers) {
     const int64_t r = perSelection(p), e = perBlock(p);
-    const uint8_t* keep = maskOf<E>(p, x.b, c, count, buffers.keep);
-    const Rows<A> k = stageRows<E>(at<E>(p.k, x.b, c, x.kvHead), p.k.strides[1], p.k.strides[3], count, p.headSize,
-                                   p.headSize, keep, buffers.k);
+    const uint8_t* keep = maskOf(p, x.b, c, count, buffers.keep);
+    const Rows<A> k = stageRows(p.type, p.k, x.b, c, x.kvHead, count, p.headSize, p.headSize, keep, buffers.k);
     const A scale = static_cast<A>(p.scale * kLog2E);
     for (int64_t panel = 0; panel * kWidth < x.count; panel++) {
       const int64_t lane = panel * kWidth;
@@ -227,7 +225,7 @@ struct NsaSelection {
     const int64_t r = perSelection(p);
     uint8_t keep;
     for (int64_t c = most(0, s * r - perBlock(p) + 1); c < least(p.blocks, (s + 1) * r); c++)
-      if (maskOf<E>(p, b, c, 1, &keep) == nullptr) return c;
+      if (maskOf(p, b, c, 1, &keep) == nullptr) return c;
     return p.blocks;
   }
 

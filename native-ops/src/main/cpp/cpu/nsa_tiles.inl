@@ -26,20 +26,6 @@ constexpr int64_t ceilDivide(int64_t x, int64_t step) { return (x + step - 1) / 
 inline int64_t groupOf(const NsaProblem& p) { return p.heads / p.kvHeads; }
 inline int64_t positionOf(const NsaProblem& p, int64_t t) { return p.keyLength - p.queryLength + t; }
 
-/// keep[i] = mask of key first + i; null if there is no mask or it keeps all.
-template <typename E>
-const uint8_t* maskOf(const NsaProblem& p, int64_t b, int64_t first, int64_t count, uint8_t* keep) {
-  if (!p.mask.data) return nullptr;
-  bool all = true;
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t offset = b * p.mask.strides[0] + (first + i) * p.mask.strides[1];
-    keep[i] = p.maskType == ElementType::Bool ? static_cast<const uint8_t*>(p.mask.data)[offset] != 0
-                                              : widen(static_cast<const E*>(p.mask.data)[offset]) != 0;
-    all = all && keep[i];
-  }
-  return all ? nullptr : keep;
-}
-
 /// How many tokens a query-stationary work item has: so many that its rows of `columns` numbers stay in the second- or
 /// third-level cache, and fewer where there would be too few items for many cores.
 template <typename A>
@@ -237,20 +223,23 @@ struct Staged {
   A* packed;
 };
 
-template <typename E, typename A = Accumulator<E>>
-Staged<A> stageKeys(const Input& x, int64_t b, int64_t kvHead, int64_t first, int64_t count, int64_t columns,
-                    const uint8_t* keep, A* rows, A* packed) {
-  const Rows<A> staged = stageRows<E>(at<E>(x, b, first, kvHead), x.strides[1], x.strides[3], count, columns,
-                                      roundUp(columns, kLanes<A>), keep, rows);
+template <typename A>
+Staged<A> stageKeys(ElementType type, const Input& x, int64_t b, int64_t kvHead, int64_t first, int64_t count,
+                    int64_t columns, const uint8_t* keep, A* rows, A* packed) {
+  const Rows<A> staged = stageRows(type, x, b, first, kvHead, count, columns, roundUp(columns, kLanes<A>), keep, rows);
   if (packed != nullptr)
     packTransposed<A>(staged, count, columns, kPanel<A>, ceilDivide(count, kPanel<A>), A(1), packed);
   return {staged, packed};
 }
 
 /// Copies row (token, head) of a tensor like q into `to`, zero from `columns` to the next multiple of the lanes.
-template <typename E, typename A = Accumulator<E>>
-void stageRow(const Input& x, int64_t b, int64_t t, int64_t h, int64_t columns, A* to) {
-  stageRows<E>(at<E>(x, b, t, h), 0, x.strides[3], 1, columns, roundUp(columns, kLanes<A>), nullptr, to);
+template <typename A>
+void stageRow(ElementType type, const Input& x, int64_t b, int64_t t, int64_t h, int64_t columns, A* to) {
+  visitElement<A>(type, [&](auto element) {
+    // Row stride 0: never in place.
+    stageElements(at<decltype(element)>(x, b, t, h), 0, x.strides[3], 1, columns, roundUp(columns, kLanes<A>), nullptr,
+                  to);
+  });
 }
 
 /// Up to kBatch rows of a chunk that use one tile of keys.

@@ -16,9 +16,8 @@ struct VisibleKeys {
   int64_t lookback;  ///< key i and query l are l - i + lookback tokens apart
 };
 
-template <typename E>
+template <typename A>
 struct QueryTile {
-  using A = Accumulator<E>;
   static constexpr int64_t kSize = kQueryTile<A>;
   static constexpr int64_t kLeastItems = 64;  ///< below this, smaller tiles give more cores something to do
 
@@ -48,10 +47,10 @@ struct QueryTile {
     const Decays<A> alpha = Decays<A>::of(p, b, h);
     const int64_t lowest = most(0, position - p.window + 1);
     gap = alpha[position];
-    for (earlierEnd = position; earlierEnd > lowest && !isReal<E>(p, b, earlierEnd - 1);) gap += alpha[--earlierEnd];
+    for (earlierEnd = position; earlierEnd > lowest && !isReal(p, b, earlierEnd - 1);) gap += alpha[--earlierEnd];
     if (gap == kInfinity<double>) earlierEnd = lowest;
     if (earlierEnd == lowest) gap = 0;
-    decay.set(alpha, position, rows, gap, [&](int64_t i) { return isReal<E>(p, b, position + i); });
+    decay.set(alpha, position, rows, gap, [&](int64_t i) { return isReal(p, b, position + i); });
   }
   /// All heads of a tile are neighbours in the order of items: tokens hold their heads side by side, so they share
   /// memory pages, and heads of a group share keys.
@@ -63,8 +62,7 @@ struct QueryTile {
 
   /// factor * x^T of this tile's rows of a tensor like q or o, as panels [columns][kPanel].
   void pack(const Input& x, int64_t columns, A factor, A* buffer, A* packed) const {
-    const Rows<A> staged =
-        stageRows<E>(at<E>(x, b, t0, h), x.strides[1], x.strides[3], rows, columns, columns, nullptr, buffer);
+    const Rows<A> staged = stageRows(p.type, x, b, t0, h, rows, columns, columns, nullptr, buffer);
     packTransposed<A>(staged, rows, columns, kPanel<A>, panels(), factor, packed);
   }
 
@@ -88,7 +86,7 @@ struct QueryTile {
     double sum = 0;
     for (int64_t end = earlierEnd, first; end > lowest && sum != kInfinity<double>; end = first) {
       first = most(lowest, end - kTile<A>);
-      const uint8_t* keep = maskOf<E>(p, b, first, end - first, buffers.keep);
+      const uint8_t* keep = maskOf(p, b, first, end - first, buffers.keep);
       sum = alpha.columns(first, end, sum, keep, [&](int64_t i, double bias) {
         double whole;
         split(bias, whole, buffers.fraction[i]);
@@ -100,7 +98,7 @@ struct QueryTile {
     for (int64_t i = 0; i < kTile<A>; i++) buffers.bias[i] = 0;
     for (int64_t own = 0; own < rows; own += kTile<A>) {
       const int64_t count = least(kTile<A>, rows - own);
-      const uint8_t* keep = maskOf<E>(p, b, position + own, count, buffers.keep);
+      const uint8_t* keep = maskOf(p, b, position + own, count, buffers.keep);
       visit(stage(buffers, keep, position + own, count, true, -own));
     }
   }
@@ -154,10 +152,8 @@ struct QueryTile {
  private:
   VisibleKeys<A> stage(const Buffers& buffers, const uint8_t* keep, int64_t first, int64_t count, bool diagonal,
                        int64_t lookback) const {
-    const Rows<A> k = stageRows<E>(at<E>(p.k, b, first, kvHead), p.k.strides[1], p.k.strides[3], count, p.headSize,
-                                   p.headSize, keep, buffers.k);
-    const Rows<A> v = stageRows<E>(at<E>(p.v, b, first, kvHead), p.v.strides[1], p.v.strides[3], count, p.valueSize,
-                                   p.valueSize, keep, buffers.v);
+    const Rows<A> k = stageRows(p.type, p.k, b, first, kvHead, count, p.headSize, p.headSize, keep, buffers.k);
+    const Rows<A> v = stageRows(p.type, p.v, b, first, kvHead, count, p.valueSize, p.valueSize, keep, buffers.v);
     return {k, v, count, buffers.bias, buffers.whole, buffers.fraction, diagonal, lookback};
   }
 };

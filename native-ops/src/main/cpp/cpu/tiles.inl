@@ -94,21 +94,30 @@ struct DiagonalDecay {
   }
 };
 
-template <typename E>
-GATEDFWA_INLINE bool isReal(const AttentionProblem& p, int64_t b, int64_t token) {
+/// Whether token `token` of batch entry b is real: nonzero in the mask, NaN included, or there is none.
+template <typename Problem>
+GATEDFWA_INLINE bool isReal(const Problem& p, int64_t b, int64_t token) {
   if (!p.mask.data) return true;
   const int64_t offset = b * p.mask.strides[0] + token * p.mask.strides[1];
-  return p.maskType == ElementType::Bool ? static_cast<const uint8_t*>(p.mask.data)[offset] != 0
-                                         : widen(static_cast<const E*>(p.mask.data)[offset]) != 0;
+  switch (p.maskType) {
+    case ElementType::Bool:
+      return static_cast<const uint8_t*>(p.mask.data)[offset] != 0;
+    case ElementType::Float32:
+      return static_cast<const float*>(p.mask.data)[offset] != 0;
+    case ElementType::Float64:
+      return static_cast<const double*>(p.mask.data)[offset] != 0;
+    default:  // 16 bits, of which the first is the sign
+      return (static_cast<const uint16_t*>(p.mask.data)[offset] & 0x7fff) != 0;
+  }
 }
 
 /// keep[i] = mask of token first + i; null if there is no mask or it keeps all.
-template <typename E>
-const uint8_t* maskOf(const AttentionProblem& p, int64_t b, int64_t first, int64_t count, uint8_t* keep) {
+template <typename Problem>
+const uint8_t* maskOf(const Problem& p, int64_t b, int64_t first, int64_t count, uint8_t* keep) {
   if (!p.mask.data) return nullptr;
   bool all = true;
   for (int64_t i = 0; i < count; i++) {
-    keep[i] = isReal<E>(p, b, first + i);
+    keep[i] = isReal(p, b, first + i);
     all = all && keep[i];
   }
   return all ? nullptr : keep;

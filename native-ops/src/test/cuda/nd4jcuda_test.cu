@@ -7,6 +7,7 @@
 #include "accuracy.h"
 #include "golden.h"
 #include "nd4jcuda_stand_in.h"
+#include "nsa_oracle.h"
 #include "op/backend.h"
 #include "op/gpu_runtime.h"
 #include "op/plugin_op.h"
@@ -264,6 +265,83 @@ void runGolden(const std::string& folder, FloatMode mode) {
   }
 }
 
+/// The ops of native sparse attention one after the other, against float64.
+template <typename T>
+void runNsa(const NsaShape& s) {
+  using F = typename Wide<T>::type;
+  const std::string what = std::string("nsa ") + TypeOf<T>::name + " H " + std::to_string(s.heads);
+  const int64_t B = s.batch, N = s.queryLength, M = s.keyLength, H = s.heads, Hkv = s.kvHeads, C = s.blocks();
+  const double limit = 2.5 * bound(TypeOf<T>::type, FloatMode::Strict);
+  const auto q = arrayOf<T>({B, N, H, s.headSize}, random(Fill::Normal, 1, B * N * H * s.headSize));
+  const auto dO = arrayOf<T>({B, N, H, s.valueSize}, random(Fill::Normal, 2, B * N * H * s.valueSize));
+  // One branch: forward, its gradient, both compared.
+  const auto branch = [&](const std::string& name, Array& k, Array& v, Array* indices, const std::vector<int>& integers,
+                          const Sees& sees) {
+    const auto forward = contextOf({q.get(), &k, &v, indices});
+    forward->integers = integers;
+    forward->reals = {s.scale};
+    auto results = run(name.c_str(), *forward);
+    const auto backward = contextOf({q.get(), &k, &v, indices, results[0].get(), results[1].get(), dO.get()});
+    backward->integers = integers;
+    backward->reals = {s.scale};
+    const auto gradients = run((name + "_bp").c_str(), *backward);
+    NsaArrays<double> x;
+    x.q = values<T>(*q);
+    x.k = values<T>(k);
+    x.v = values<T>(v);
+    x.dO = values<T>(*dO);
+    nsaDense<double>(s, k.shape()[1], sees, x);
+    const double floor = 0.1 * limit * norm(x.dv);
+    compare(what + ' ' + name + " o", values<T>(*results[0]), x.o, x.o, limit, 0);
+    compare(what + ' ' + name + " lse", values<F>(*results[1]), x.lse, x.lse, limit, 1e-9);
+    compare(what + ' ' + name + " dq", values<T>(*gradients[0]), x.dq, x.dq, limit, floor);
+    compare(what + ' ' + name + " dk", values<T>(*gradients[1]), x.dk, x.dk, limit, floor);
+    compare(what + ' ' + name + " dv", values<T>(*gradients[2]), x.dv, x.dv, limit, 0);
+    return std::make_pair(std::move(results[1]), x);
+  };
+
+  const auto kCmp = arrayOf<T>({B, C, Hkv, s.headSize}, random(Fill::Normal, 3, B * C * Hkv * s.headSize));
+  const auto vCmp = arrayOf<T>({B, C, Hkv, s.valueSize}, random(Fill::Normal, 4, B * C * Hkv * s.valueSize));
+  const int l = static_cast<int>(s.blockLength), d = static_cast<int>(s.stride), m = static_cast<int>(M);
+  const int selection = static_cast<int>(s.selectionBlock), topN = static_cast<int>(s.topN);
+  const Sees complete = [&](int64_t, int64_t, int64_t t, int64_t c) {
+    return c * s.stride + s.blockLength - 1 <= s.position(t);
+  };
+  const auto [lse, compressed] = branch("nsa_compressed_attention", *kCmp, *vCmp, nullptr, {l, d, m}, complete);
+
+  const auto select = contextOf({q.get(), kCmp.get(), lse.get()});
+  select->integers = {l, d, selection, topN, m};
+  select->reals = {s.scale};
+  const auto chosen = run("nsa_select", *select);
+  checkMessage(gpu::report().lastDecision, {"nsa_select ", "cuda:0"});
+  chosen[0]->buffer().syncToHost();
+  const int* const indices = static_cast<const int*>(chosen[0]->buffer().host());
+  const std::vector<double> importance = importances(s, complete, compressed);
+  const int64_t S = s.selectionBlocks();
+  for (int64_t row = 0; row < B * N * Hkv; row++) {
+    const double* const own = importance.data() + row * S;
+    double least = HUGE_VAL, most = -1;
+    int64_t count = 0, candidates = 0;
+    for (int64_t block = 0; block < S; block++) {
+      const bool taken =
+          std::find(indices + row * topN, indices + (row + 1) * topN, block) != indices + (row + 1) * topN;
+      count += taken;
+      candidates += own[block] >= 0;
+      if (taken) least = std::min(least, own[block]);
+      if (!taken) most = std::max(most, own[block]);
+    }
+    check(count == std::min<int64_t>(topN, candidates) && most <= least + 1e-3, what + " nsa_select");
+  }
+
+  const auto k = arrayOf<T>({B, M, Hkv, s.headSize}, random(Fill::Normal, 5, B * M * Hkv * s.headSize));
+  const auto v = arrayOf<T>({B, M, Hkv, s.valueSize}, random(Fill::Normal, 6, B * M * Hkv * s.valueSize));
+  branch("nsa_selected_attention", *k, *v, chosen[0].get(), {selection},
+         [&](int64_t b, int64_t h, int64_t t, int64_t j) {
+           const int* const row = indices + ((b * N + t) * Hkv + h) * topN;
+           return j <= s.position(t) && std::find(row, row + topN, j / s.selectionBlock) != row + topN;
+         });
+}
+
 /// q, k and v packed token by token into one array, o written into a transposed part of a larger one that only the host
 /// knows: same bits as from dense arrays, and nothing beside o changes.
 template <typename T>
@@ -494,6 +572,13 @@ int main(int argc, char** argv) {
     runGolden<float>(golden, FloatMode::Tf32);
     runAttention<float>("tiles FLOAT/tf32", tiled, FloatMode::Tf32, nullptr);
     gpu::open({});
+    const NsaShape small{2, 60, 100, 8, 2, 32, 48, 8, 4, 16, 4, 0.2},
+        large{1, 200, 300, 16, 1, 128, 128, 32, 16, 64, 4, 0.1};
+    runNsa<double>(small);
+    runNsa<float>(small);
+    runNsa<__nv_bfloat16>(small);
+    runNsa<__half>(large);
+    runNsa<__nv_bfloat16>(large);
     runViews<double>();
     runViews<float>();
     runViews<__half>();

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "kernel/nsa_params.h"
 #include "kernel/params.h"
 #include "libnd4j/abi.h"
 
@@ -23,6 +24,9 @@ class Backend {
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
+  /// May an op read its arrays' elements?
+  static const bool kArraysOnHost;
+
   /// Address of the array's first element where the kernels can use it.
   static void* data(sd::NDArray& array);
 
@@ -30,6 +34,11 @@ class Backend {
   void run(const AttentionBackward& params) const;
   void run(const GateForward& params) const;
   void run(const GateBackward& params) const;
+  void run(const NsaCompressedForward& params) const;
+  void run(const NsaCompressedBackward& params) const;
+  void run(const NsaSelect& params) const;
+  void run(const NsaSelectedForward& params) const;
+  void run(const NsaSelectedBackward& params) const;
 
  private:
   sd::graph::Context& context_;

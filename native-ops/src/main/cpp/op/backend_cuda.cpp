@@ -1,7 +1,6 @@
 // nd4j-cuda: arrays live on the device of ND4J's thread.
 #include "op/backend.h"
 #include "op/gpu_runtime.h"
-#include "op/plugin_op.h"
 
 namespace gatedfwa {
 namespace {
@@ -26,13 +25,18 @@ Backend::Backend(sd::graph::Context& context) : context_(context) {
 }
 Backend::~Backend() = default;
 
+const bool Backend::kArraysOnHost = false;
+
 void* Backend::data(sd::NDArray& array) { return array.specialBufferWithOffset(0); }
 
 void Backend::run(const AttentionForward& params) const { runOnStream(context_, params); }
 void Backend::run(const AttentionBackward& params) const { runOnStream(context_, params); }
 void Backend::run(const GateForward& params) const { runOnStream(context_, params); }
 void Backend::run(const GateBackward& params) const { runOnStream(context_, params); }
-
-std::vector<PluginOp*> pluginOps() { return {gatedFwaOp(), gatedFwaBpOp(), gatedFwaGateOp(), gatedFwaGateBpOp()}; }
+void Backend::run(const NsaCompressedForward& params) const { runOnStream(context_, params); }
+void Backend::run(const NsaCompressedBackward& params) const { runOnStream(context_, params); }
+void Backend::run(const NsaSelect& params) const { runOnStream(context_, params); }
+void Backend::run(const NsaSelectedForward& params) const { runOnStream(context_, params); }
+void Backend::run(const NsaSelectedBackward& params) const { runOnStream(context_, params); }
 
 }  // namespace gatedfwa

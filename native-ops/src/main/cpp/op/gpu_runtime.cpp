@@ -84,6 +84,43 @@ cuda::Result launch(const AttentionBackward& params, const cuda::Device& device,
   return cuda::attentionBackward(params, device, mode, scratch.data(), scratch.bytes(), stream);
 }
 
+/// `name`: of the op.
+std::string describe(const char* name, const NsaProblem& p) {
+  return std::string(name) + ' ' + nameOf(p.type) + " B " + std::to_string(p.batch) + ", N " +
+         std::to_string(p.queryLength) + ", M " + std::to_string(p.keyLength) + ", H " + std::to_string(p.heads) + '/' +
+         std::to_string(p.kvHeads) + ", D " + std::to_string(p.headSize);
+}
+
+template <typename Launch>
+void runNsa(const std::string& description, const cuda::Device& device, cuda::Selection selection, size_t workspace,
+            cudaStream_t stream, Launch launch) {
+  if (selection.kernel == cuda::Kernel::None) throw DeviceError(nameOf(device) + ": " + selection.reason);
+  {
+    const std::lock_guard<std::mutex> guard(decisionLock);
+    decision = description + ": " + nameOf(device) + ", " + selection.reason;
+  }
+  const Scratch scratch(device, workspace, stream);
+  finish(device, launch(scratch));
+}
+
+template <typename Params>
+void runNsaForward(const char* name, const Params& params, cudaStream_t stream) {
+  const cuda::Device device = currentDevice();
+  runNsa(describe(name, params), device, cuda::selectNsaKernel(params, device, false),
+         cuda::nsaForwardWorkspace(params, device), stream, [&](const Scratch& scratch) {
+           return cuda::nsaForward(params, device, scratch.data(), scratch.bytes(), stream);
+         });
+}
+
+template <typename Params>
+void runNsaBackward(const char* name, const Params& params, cudaStream_t stream) {
+  const cuda::Device device = currentDevice();
+  runNsa(describe(name, params), device, cuda::selectNsaKernel(params, device, true),
+         cuda::nsaBackwardWorkspace(params, device), stream, [&](const Scratch& scratch) {
+           return cuda::nsaBackward(params, device, scratch.data(), scratch.bytes(), stream);
+         });
+}
+
 template <typename Params>
 void runAttention(const Params& params, cudaStream_t stream) {
   const cuda::Device device = currentDevice();
@@ -137,6 +174,27 @@ void run(const GateForward& params, cudaStream_t stream) {
 
 void run(const GateBackward& params, cudaStream_t stream) {
   finish(currentDevice(), cuda::gateBackward(params, stream));
+}
+
+void run(const NsaCompressedForward& params, cudaStream_t stream) {
+  runNsaForward("nsa_compressed_attention", params, stream);
+}
+void run(const NsaCompressedBackward& params, cudaStream_t stream) {
+  runNsaBackward("nsa_compressed_attention_bp", params, stream);
+}
+void run(const NsaSelectedForward& params, cudaStream_t stream) {
+  runNsaForward("nsa_selected_attention", params, stream);
+}
+void run(const NsaSelectedBackward& params, cudaStream_t stream) {
+  runNsaBackward("nsa_selected_attention_bp", params, stream);
+}
+
+void run(const NsaSelect& params, cudaStream_t stream) {
+  const cuda::Device device = currentDevice();
+  runNsa(describe("nsa_select", params), device, cuda::selectNsaKernel(params, device),
+         cuda::nsaSelectWorkspace(params, device), stream, [&](const Scratch& scratch) {
+           return cuda::nsaSelect(params, device, scratch.data(), scratch.bytes(), stream);
+         });
 }
 
 Report report() {

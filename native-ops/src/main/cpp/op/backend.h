@@ -4,8 +4,7 @@
 
 #include <stdexcept>
 
-#include "kernel/nsa_params.h"
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 #include "libnd4j/abi.h"
 
 namespace gatedfwa {
@@ -30,15 +29,7 @@ class Backend {
   /// Address of the array's first element where the kernels can use it.
   static void* data(sd::NDArray& array);
 
-  void run(const AttentionForward& params) const;
-  void run(const AttentionBackward& params) const;
-  void run(const GateForward& params) const;
-  void run(const GateBackward& params) const;
-  void run(const NsaCompressedForward& params) const;
-  void run(const NsaCompressedBackward& params) const;
-  void run(const NsaSelect& params) const;
-  void run(const NsaSelectedForward& params) const;
-  void run(const NsaSelectedBackward& params) const;
+  void run(const KernelCall& call) const;
 
  private:
   sd::graph::Context& context_;

@@ -94,15 +94,6 @@ public final class NativeLibrary {
   }
 
   /**
-   * Whether the plug-in of the back end that ND4J runs on has an op of that name.
-   *
-   * @throws NativeLibraryException as {@link #load()} does
-   */
-  public static boolean hasOp(String opName) {
-    return loaded().ops().containsKey(opName);
-  }
-
-  /**
    * libnd4j's description of one of the ops: hash and numbers of arguments.
    *
    * @throws NativeLibraryException as {@link #load()} does

@@ -107,7 +107,7 @@ NsaLists lists(Call& call, const Problem& p, const Device& device, bool split) {
   x.listLength = listLength(p);
   x.tokens = x.listLength > 0 ? call.arena.take<int>(x.heads * x.listLength) : nullptr;
   x.count = call.arena.take<int>(units);
-  x.offset = call.arena.take<int>(units);
+  x.offset = x.listLength > 0 ? call.arena.take<int>(units * kNsaListParts) : nullptr;
   x.segmentStart = call.arena.take<int>(units + 1);
   x.partialStart = call.arena.take<int>(units + 1);
   call.launch([&] { return fillLists(p, x, call.stream); });

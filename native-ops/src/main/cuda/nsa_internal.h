@@ -6,7 +6,8 @@
 
 namespace gatedfwa::cuda {
 
-constexpr int kNsaTile = 64;  ///< keys of a tile
+constexpr int kNsaTile = 64;       ///< keys of a tile
+constexpr int kNsaListParts = 16;  ///< of the tokens, for making lists
 
 /// How the visible keys of a query are found.
 struct CompressedRule {
@@ -26,7 +27,7 @@ struct NsaLists {
   int64_t listLength;       ///< of one head's `tokens`
   const int* tokens;        ///< [heads, listLength], ascending within a unit; null: the last `count` queries
   const int* count;         ///< [heads, blocks]
-  const int* offset;        ///< [heads, blocks], into the head's tokens
+  const int* offset;        ///< [kNsaListParts, heads, blocks]: where the unit's tokens start; part 0 is the first
   const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = block * heads + head
   const int* partialStart;  ///< as segmentStart, of the units with several segments
   int64_t mostSegments;     ///< what segmentStart may reach

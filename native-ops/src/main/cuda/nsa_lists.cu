@@ -7,7 +7,7 @@
 namespace gatedfwa::cuda {
 namespace {
 
-constexpr int kUnits = 32;    ///< units (selection blocks) of a block of threads
+constexpr int kUnits = 128;   ///< units (selection blocks) of a block of threads
 constexpr int kChunk = 1024;  ///< tokens looked at at a time
 constexpr int kThreads = 512;
 
@@ -29,15 +29,22 @@ __device__ __forceinline__ void forEachEntry(const SelectedRule& rule, const int
   }
 }
 
+/// A block of threads has the units [unit0, unit0 + kUnits) of one head and a part of its tokens.
 struct Place {
   const int* indices;
-  int head, unit0;
+  int head, unit0, part, from, to;
 };
-__device__ __forceinline__ Place placeOf(const SelectedRule& rule, int kvHeads, int blocks) {
+__device__ __forceinline__ Place placeOf(const SelectedRule& rule, int kvHeads, int N, int blocks) {
   const int ranges = (blocks + kUnits - 1) / kUnits;
-  const int head = blockIdx.x / ranges;
-  return {rule.indices + head / kvHeads * rule.batch + head % kvHeads * rule.head, head,
-          static_cast<int>(blockIdx.x % ranges) * kUnits};
+  Place x;
+  x.part = blockIdx.x % kNsaListParts;
+  x.unit0 = blockIdx.x / kNsaListParts % ranges * kUnits;
+  x.head = blockIdx.x / kNsaListParts / ranges;
+  x.indices = rule.indices + x.head / kvHeads * rule.batch + x.head % kvHeads * rule.head;
+  const int chunks = (N + kChunk - 1) / kChunk;
+  x.from = static_cast<int>(static_cast<int64_t>(chunks) * x.part / kNsaListParts) * kChunk;
+  x.to = min(N, static_cast<int>(static_cast<int64_t>(chunks) * (x.part + 1) / kNsaListParts) * kChunk);
+  return x;
 }
 
 /// Writes what the calling block's threads have before them; returns the block's sum. blockDim.x = 1024.
@@ -62,15 +69,26 @@ __device__ __forceinline__ int prefixOf(int value, int* before) {
   return total;
 }
 
-/// offset[head][unit]: the counts before it. A block per head.
-__global__ void __launch_bounds__(1024) offsetKernel(int blocks, const int* count, int* offset) {
+/// count[head][unit], and offset[part][head][unit]: the part's counts become where its tokens start. A block per head.
+__global__ void __launch_bounds__(1024) offsetKernel(int heads, int blocks, int* count, int* offset) {
+  const int64_t units = static_cast<int64_t>(heads) * blocks;
   int before = 0;
   for (int first = 0; first < blocks; first += 1024) {
     const int unit = first + threadIdx.x;
     const int64_t at = static_cast<int64_t>(blockIdx.x) * blocks + unit;
-    int own;
-    const int total = prefixOf(unit < blocks ? count[at] : 0, &own);
-    if (unit < blocks) offset[at] = before + own;
+    int own = 0, start;
+    if (unit < blocks)
+      for (int part = 0; part < kNsaListParts; ++part) own += offset[part * units + at];
+    const int total = prefixOf(own, &start);
+    start += before;
+    if (unit < blocks) {
+      count[at] = own;
+      for (int part = 0; part < kNsaListParts; ++part) {
+        const int partCount = offset[part * units + at];
+        offset[part * units + at] = start;
+        start += partCount;
+      }
+    }
     before += total;
   }
 }
@@ -100,19 +118,20 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-/// Without `fill` the units' counts, else their tokens from `starts` on. A unit that a token names twice counts once.
+/// Without `fill` the units' counts in each part, else their tokens from where the parts start. A unit that a token
+/// names twice counts once.
 template <bool fill>
-__global__ void __launch_bounds__(kThreads) listKernel(SelectedRule rule, int kvHeads, int N, int offset, int blocks,
-                                                       int* count, const int* starts, int64_t listLength, int* tokens) {
+__global__ void __launch_bounds__(kThreads) listKernel(SelectedRule rule, int kvHeads, int N, int offset, int heads,
+                                                       int blocks, int* parts, int64_t listLength, int* tokens) {
   __shared__ uint32_t bits[kUnits][kChunk / 32 + 1];
   __shared__ int next[kUnits];
-  const Place x = placeOf(rule, kvHeads, blocks);
+  const Place x = placeOf(rule, kvHeads, N, blocks);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t own = static_cast<int64_t>(x.head) * blocks + x.unit0 + threadIdx.x;
+  int* const own = parts + (static_cast<int64_t>(x.part) * heads + x.head) * blocks + x.unit0 + threadIdx.x;
   const bool isUnit = threadIdx.x < kUnits && x.unit0 + threadIdx.x < blocks;
-  if (threadIdx.x < kUnits) next[threadIdx.x] = fill && isUnit ? starts[own] : 0;
+  if (threadIdx.x < kUnits) next[threadIdx.x] = fill && isUnit ? *own : 0;
   [[maybe_unused]] int* const list = tokens + x.head * listLength;
-  for (int from = 0; from < N; from += kChunk) {
+  for (int from = x.from; from < x.to; from += kChunk) {
     for (int i = threadIdx.x; i < kUnits * (kChunk / 32); i += kThreads) bits[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
     __syncthreads();
     forEachEntry(rule, x.indices, offset, N, from, x.unit0,
@@ -135,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) listKernel(SelectedRule rule, int kv
     }
     __syncthreads();
   }
-  if (!fill && isUnit) count[own] = next[threadIdx.x];
+  if (!fill && isUnit) *own = next[threadIdx.x];
 }
 static_assert(kChunk == 32 * 32, "a word of bits for each lane");
 
@@ -183,17 +202,16 @@ cudaError_t launchSegments(const NsaLists& lists, cudaStream_t stream) {
 
 cudaError_t launchNsaSelectedLists(const SelectedRule& rule, int64_t kvHeads, int N, int M, const NsaLists& lists,
                                    cudaStream_t stream) {
-  const unsigned grid = static_cast<unsigned>(lists.heads * divUp(lists.blocks, kUnits));
+  const unsigned grid = static_cast<unsigned>(lists.heads * divUp(lists.blocks, kUnits) * kNsaListParts);
   const int heads = static_cast<int>(kvHeads);
-  int* const count = const_cast<int*>(lists.count);
   int* const offset = const_cast<int*>(lists.offset);
-  listKernel<false>
-      <<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.blocks, count, nullptr, lists.listLength, nullptr);
+  listKernel<false><<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.heads, lists.blocks, offset,
+                                                   lists.listLength, nullptr);
   cudaError_t e = lastLaunch();
   if (e != cudaSuccess) return e;
-  offsetKernel<<<lists.heads, 1024, 0, stream>>>(lists.blocks, count, offset);
+  offsetKernel<<<lists.heads, 1024, 0, stream>>>(lists.heads, lists.blocks, const_cast<int*>(lists.count), offset);
   if ((e = lastLaunch()) != cudaSuccess) return e;
-  listKernel<true><<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.blocks, nullptr, offset,
+  listKernel<true><<<grid, kThreads, 0, stream>>>(rule, heads, N, M - N, lists.heads, lists.blocks, offset,
                                                   lists.listLength, const_cast<int*>(lists.tokens));
   if ((e = lastLaunch()) != cudaSuccess) return e;
   return launchSegments(lists, stream);

@@ -1,6 +1,6 @@
-// Native sparse attention without tensor cores: any type, stride and scale. One warp per query row (forward, dq), key
-// (dk, dv) or query token (choice). For FLOAT and DOUBLE, sm_75, head sizes above 128 and scales that are not positive;
-// they are meant to be right, not fast.
+// Native sparse attention without tensor cores: any type, stride and scale. One warp per query row (forward, dq) or
+// query token (choice), one block per key (dk, dv). For FLOAT and DOUBLE, sm_75, head sizes above 128 and scales that
+// are not positive; they are meant to be right, not fast.
 #include "nsa_internal.h"
 #include "plain.cuh"
 
@@ -21,24 +21,28 @@ struct Mask {
   __device__ bool real(int64_t j) const { return !bits || ((bits[j / 64] >> (j % 64)) & 1); }
 };
 
-/// Runs `body(key, first, seen)` over the keys that query t sees, up to 32 from `first` on at a time, all lanes
-/// together.
-template <typename Body>
-__device__ __forceinline__ void overKeys(const NsaCompressedProblem& p, int64_t, int64_t, int64_t position, Body body) {
-  const int64_t end = visibleEnd(ruleOf(p), static_cast<int>(p.blocks), static_cast<int>(position));
-  for (int64_t first = 0; first < end; first += 32)
-    body(first + threadIdx.x % 32, first, first + threadIdx.x % 32 < end);
+/// Runs body(key, decay, visible) over the keys that query t sees, up to 32 at a time, all lanes together. Nothing
+/// decays.
+template <typename F, typename Body>
+__device__ __forceinline__ void overRange(const Mask& mask, int64_t first, int64_t end, Body body) {
+  for (; first < end; first += 32) {
+    const int64_t key = first + threadIdx.x % 32;
+    body(key, F(0), key < end && mask.real(key));
+  }
 }
-template <typename Body>
-__device__ __forceinline__ void overKeys(const NsaSelectedProblem& p, int64_t b, int64_t kvHead, int64_t position,
+template <typename F, typename Body>
+__device__ __forceinline__ void overKeys(const NsaCompressedProblem& p, const PlainRow& r, const Mask& mask,
                                          Body body) {
-  const int* const row = at<int>(p.indices, b, position - p.keyLength + p.queryLength, kvHead);
+  const int64_t end = visibleEnd(ruleOf(p), static_cast<int>(p.blocks), static_cast<int>(r.position));
+  overRange<F>(mask, 0, end, body);
+}
+template <typename F, typename Body>
+__device__ __forceinline__ void overKeys(const NsaSelectedProblem& p, const PlainRow& r, const Mask& mask, Body body) {
+  const int* const row = at<int>(p.indices, r.b, r.t, r.kvHead);
   for (int64_t i = 0; i < p.topN; ++i) {
     const int64_t block = row[i * p.indices.strides[3]];
     if (block < 0) break;
-    const int64_t end = min((block + 1) * p.selectionBlock, position + 1);
-    for (int64_t first = block * p.selectionBlock; first < end; first += 32)
-      body(first + threadIdx.x % 32, first, first + threadIdx.x % 32 < end);
+    overRange<F>(mask, block * p.selectionBlock, min((block + 1) * p.selectionBlock, r.position + 1), body);
   }
 }
 
@@ -46,162 +50,60 @@ template <typename T, typename F, typename Problem>
 __global__ void __launch_bounds__(kWarps * 32)
     forwardKernel(const __grid_constant__ NsaForward<Problem> p, const uint64_t* keyBits, int64_t keyWords) {
   __shared__ F query[kWarps][kMaxHead];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  if (index >= p.batch * p.heads * p.queryLength) return;
-  const int64_t t = index % p.queryLength, bh = index / p.queryLength, b = bh / p.heads, h = bh % p.heads;
-  const int64_t kvHead = h / (p.heads / p.kvHeads), position = p.keyLength - p.queryLength + t;
-  const T* const q = at<T>(p.q, b, t, h);
-  for (int d = lane; d < p.headSize; d += 32) query[warp][d] = toFloat(q[d * p.q.strides[3]]);
-  __syncwarp();
-
-  const Mask mask(keyBits, keyWords, b);
-  const F scale = static_cast<F>(p.scale * kLog2e);
-  F maximum = -infinity<F>(), sum = 0, out[kPerLane] = {};
-  overKeys(p, b, kvHead, position, [&](int64_t key, int64_t first, bool seen) {
-    const bool visible = seen && mask.real(key);
-    const F s =
-        visible ? scale * dot(query[warp], at<T>(p.k, b, key, kvHead), p.k.strides[3], p.headSize) : -infinity<F>();
-    const F newMax = max(maximum, laneMax(s));
-    const F base = newMax == -infinity<F>() ? F(0) : newMax;
-    const F factor = exp2(maximum - base), weight = exp2(s - base);
-    maximum = newMax;
-    sum = sum * factor + laneSum(weight);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) out[i] *= factor;
-    for (int j = 0; j < 32; ++j) {
-      const F w = __shfl_sync(~0u, weight, j);
-      if (!__shfl_sync(~0u, visible, j)) continue;
-      const T* const v = at<T>(p.v, b, first + j, kvHead);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int d = lane + 32 * i;
-        if (d < p.valueSize) out[i] = fma(w, static_cast<F>(toFloat(v[d * p.v.strides[3]])), out[i]);
-      }
-    }
-  });
-  T* const o = at<T>(p.o, b, t, h);
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int d = lane + 32 * i;
-    if (d < p.valueSize) o[d * p.o.strides[3]] = fromFloat<T>(sum == 0 ? F(0) : out[i] / sum);
-  }
-  if (lane == 0)
-    static_cast<F*>(p.lse.data)[b * p.lse.strides[0] + h * p.lse.strides[1] + t * p.lse.strides[2]] =
-        sum == 0 ? -infinity<F>() : (maximum + log2(sum)) * static_cast<F>(kLn2);
-}
-
-template <typename F>
-__device__ __forceinline__ F lseLog2(const Input& lse, int64_t b, int64_t h, int64_t t) {
-  const F x = static_cast<const F*>(lse.data)[b * lse.strides[0] + h * lse.strides[1] + t * lse.strides[2]];
-  return x == -infinity<F>() ? infinity<F>() : x * static_cast<F>(kLog2e);
+  const PlainRow r(p);
+  if (!r.exists) return;
+  const Mask mask(keyBits, keyWords, r.b);
+  forwardRow<T>(p, r, query[threadIdx.x / 32], [&](auto body) { overKeys<F>(p, r, mask, body); });
 }
 
 template <typename T, typename F, typename Problem>
 __global__ void __launch_bounds__(kWarps * 32)
     dqKernel(const __grid_constant__ NsaBackward<Problem> p, const uint64_t* keyBits, int64_t keyWords, F* rowDelta) {
   __shared__ F query[kWarps][kMaxHead], gradient[kWarps][kMaxHead];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  if (index >= p.batch * p.heads * p.queryLength) return;
-  const int64_t t = index % p.queryLength, bh = index / p.queryLength, b = bh / p.heads, h = bh % p.heads;
-  const int64_t kvHead = h / (p.heads / p.kvHeads), position = p.keyLength - p.queryLength + t;
-  const T* const q = at<T>(p.q, b, t, h);
-  const T* const dO = at<T>(p.dO, b, t, h);
-  const T* const o = at<T>(p.o, b, t, h);
-  F delta = 0;
-  for (int d = lane; d < p.headSize; d += 32) query[warp][d] = toFloat(q[d * p.q.strides[3]]);
-  for (int d = lane; d < p.valueSize; d += 32) {
-    gradient[warp][d] = toFloat(dO[d * p.dO.strides[3]]);
-    delta = fma(gradient[warp][d], static_cast<F>(toFloat(o[d * p.o.strides[3]])), delta);
-  }
-  delta = laneSum(delta);
-  if (lane == 0) rowDelta[index] = delta;
-  __syncwarp();
-
-  const Mask mask(keyBits, keyWords, b);
-  const F scale = static_cast<F>(p.scale * kLog2e), lse = lseLog2<F>(p.lse, b, h, t);
-  F out[kPerLane] = {};
-  overKeys(p, b, kvHead, position, [&](int64_t key, int64_t first, bool seen) {
-    const bool visible = seen && mask.real(key);
-    F ds = 0;
-    if (visible) {
-      const F s = scale * dot(query[warp], at<T>(p.k, b, key, kvHead), p.k.strides[3], p.headSize);
-      const F dP = dot(gradient[warp], at<T>(p.v, b, key, kvHead), p.v.strides[3], p.valueSize);
-      ds = exp2(s - lse) * (dP - delta);
-    }
-    for (int j = 0; j < 32; ++j) {
-      const F x = __shfl_sync(~0u, ds, j);
-      if (!__shfl_sync(~0u, visible, j)) continue;
-      const T* const k = at<T>(p.k, b, first + j, kvHead);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int e = lane + 32 * i;
-        if (e < p.headSize) out[i] = fma(x, static_cast<F>(toFloat(k[e * p.k.strides[3]])), out[i]);
-      }
-    }
-  });
-  T* const dq = at<T>(p.dq, b, t, h);
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int d = lane + 32 * i;
-    if (d < p.headSize) dq[d * p.dq.strides[3]] = fromFloat<T>(static_cast<F>(p.scale) * out[i]);
-  }
+  const int warp = threadIdx.x / 32;
+  const PlainRow r(p);
+  if (!r.exists) return;
+  const Mask mask(keyBits, keyWords, r.b);
+  dqRow<T>(p, r, query[warp], gradient[warp], rowDelta, [&](auto body) { overKeys<F>(p, r, mask, body); });
 }
 
+constexpr int kKeyWarps = 8;  ///< that share the queries of a key: of compressed keys there are few
+
 template <typename T, typename F, typename Problem>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kKeyWarps * 32)
     dkdvKernel(const __grid_constant__ NsaBackward<Problem> p, const uint64_t* keyBits, int64_t keyWords,
                const __grid_constant__ NsaLists lists, const F* rowDelta) {
-  __shared__ F key[kWarps][kMaxHead], value[kWarps][kMaxHead];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp, keys = keysOf(p);
-  if (index >= p.batch * p.kvHeads * keys) return;
-  const int64_t j = index % keys, head = index / keys, b = head / p.kvHeads, kvHead = head % p.kvHeads;
-  const int64_t group = p.heads / p.kvHeads, offset = p.keyLength - p.queryLength;
-  const T* const k = at<T>(p.k, b, j, kvHead);
-  const T* const v = at<T>(p.v, b, j, kvHead);
-  for (int d = lane; d < p.headSize; d += 32) key[warp][d] = toFloat(k[d * p.k.strides[3]]);
-  for (int d = lane; d < p.valueSize; d += 32) value[warp][d] = toFloat(v[d * p.v.strides[3]]);
-  __syncwarp();
-
-  const F scale = static_cast<F>(p.scale * kLog2e);
-  const int64_t unit = head * lists.blocks + j / lists.unitKeys;
-  const int64_t count = Mask(keyBits, keyWords, b).real(j) ? lists.count[unit] : 0, rows = count * group;
-  const int* const list = lists.tokens ? lists.tokens + head * lists.listLength + lists.offset[unit] : nullptr;
-  F dk[kPerLane] = {}, dv[kPerLane] = {};
-  for (int64_t first = 0; first < rows; first += 32) {
-    const int64_t row = first + lane, place = row / group, h = kvHead * group + row % group;
-    const int64_t t = row >= rows ? 0 : list ? list[place] : p.queryLength - count + place;
-    const bool visible = row < rows && j < visibleEnd(ruleOf(p), static_cast<int>(keys), static_cast<int>(offset + t));
-    F weight = 0, ds = 0;
-    if (visible) {
-      const F s = scale * dot(key[warp], at<T>(p.q, b, t, h), p.q.strides[3], p.headSize);
-      weight = exp2(s - lseLog2<F>(p.lse, b, h, t));
-      ds = weight * (dot(value[warp], at<T>(p.dO, b, t, h), p.dO.strides[3], p.valueSize) -
-                     rowDelta[(b * p.heads + h) * p.queryLength + t]);
+  __shared__ F key[kMaxHead], value[kMaxHead], dk[kKeyWarps][kMaxHead], dv[kKeyWarps][kMaxHead];
+  const int warp = threadIdx.x / 32;
+  const int64_t keys = keysOf(p), group = p.heads / p.kvHeads, offset = p.keyLength - p.queryLength;
+  for (int64_t index = blockIdx.x; index < p.batch * p.kvHeads * keys; index += gridDim.x) {
+    const int64_t j = index % keys, head = index / keys, b = head / p.kvHeads, kvHead = head % p.kvHeads;
+    PlainKey<T, F, NsaBackward<Problem>> own{p, key, value, b, j, kvHead, {}, {}};
+    if (warp == 0) own.load();
+    __syncthreads();
+    const int64_t unit = head * lists.blocks + j / lists.unitKeys;
+    const int64_t count = Mask(keyBits, keyWords, b).real(j) ? lists.count[unit] : 0, rows = count * group;
+    const int* const list = lists.tokens ? lists.tokens + head * lists.listLength + lists.offset[unit] : nullptr;
+    for (int64_t first = 32 * warp; first < rows; first += 32 * kKeyWarps) {
+      const int64_t row = first + threadIdx.x % 32, place = row / group;
+      const int64_t t = row >= rows ? 0 : list ? list[place] : p.queryLength - count + place;
+      const bool visible =
+          row < rows && j < visibleEnd(ruleOf(p), static_cast<int>(keys), static_cast<int>(offset + t));
+      own.add(t, kvHead * group + row % group, F(0), visible, rowDelta);
     }
-    for (int i = 0; i < 32; ++i) {
-      const F x = __shfl_sync(~0u, weight, i), y = __shfl_sync(~0u, ds, i);
-      const int64_t ti = __shfl_sync(~0u, t, i), hi = __shfl_sync(~0u, h, i);
-      if (!__shfl_sync(~0u, visible, i)) continue;
-      const T* const q = at<T>(p.q, b, ti, hi);
-      const T* const dO = at<T>(p.dO, b, ti, hi);
-#pragma unroll
-      for (int e = 0; e < kPerLane; ++e) {
-        const int d = lane + 32 * e;
-        if (d < p.headSize) dk[e] = fma(y, static_cast<F>(toFloat(q[d * p.q.strides[3]])), dk[e]);
-        if (d < p.valueSize) dv[e] = fma(x, static_cast<F>(toFloat(dO[d * p.dO.strides[3]])), dv[e]);
+    own.dk.store(F(1), dk[warp], 1, static_cast<int>(p.headSize));
+    own.dv.store(F(1), dv[warp], 1, static_cast<int>(p.valueSize));
+    __syncthreads();
+    const auto writeSum = [&](const F(&sums)[kKeyWarps][kMaxHead], F factor, T* to, int64_t stride, int64_t width) {
+      for (int64_t d = threadIdx.x; d < width; d += kKeyWarps * 32) {
+        F sum = 0;
+        for (int i = 0; i < kKeyWarps; ++i) sum += sums[i][d];
+        to[d * stride] = fromFloat<T>(factor * sum);
       }
-    }
-  }
-  T* const dkRow = at<T>(p.dk, b, j, kvHead);
-  T* const dvRow = at<T>(p.dv, b, j, kvHead);
-#pragma unroll
-  for (int e = 0; e < kPerLane; ++e) {
-    const int d = lane + 32 * e;
-    if (d < p.headSize) dkRow[d * p.dk.strides[3]] = fromFloat<T>(static_cast<F>(p.scale) * dk[e]);
-    if (d < p.valueSize) dvRow[d * p.dv.strides[3]] = fromFloat<T>(dv[e]);
+    };
+    writeSum(dk, static_cast<F>(p.scale), at<T>(p.dk, b, j, kvHead), p.dk.strides[3], p.headSize);
+    writeSum(dv, F(1), at<T>(p.dv, b, j, kvHead), p.dv.strides[3], p.valueSize);
+    __syncthreads();
   }
 }
 
@@ -274,8 +176,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     F sum = 0;
     for (int64_t h = kvHead * group; h < (kvHead + 1) * group; ++h) {
       __syncwarp();
-      const T* const q = at<T>(p.q, b, t, h);
-      for (int d = lane; d < p.headSize; d += 32) query[warp][d] = toFloat(q[d * p.q.strides[3]]);
+      loadRow(query[warp], at<T>(p.q, b, t, h), p.q.strides[3], p.headSize);
       __syncwarp();
       if (visible)
         sum += exp2(scale * dot(query[warp], at<T>(p.k, b, c, kvHead), p.k.strides[3], p.headSize) -
@@ -323,10 +224,10 @@ cudaError_t launchNsaBackwardPlain(const NsaBackward<Problem>& p, const uint64_t
   const int64_t rowBlocks = divUp(p.batch * p.heads * p.queryLength, kWarps);
   dqKernel<T, F, Problem><<<static_cast<unsigned>(rowBlocks), kWarps * 32, 0, stream>>>(p, keyBits, keyWords, rowDelta);
   const cudaError_t e = lastLaunch();
-  const int64_t keyBlocks = divUp(p.batch * p.kvHeads * keysOf(p), kWarps);
-  if (e != cudaSuccess || keyBlocks == 0) return e;
+  const int64_t keys = std::min(p.batch * p.kvHeads * keysOf(p), int64_t(1) << 30);
+  if (e != cudaSuccess || keys == 0) return e;
   dkdvKernel<T, F, Problem>
-      <<<static_cast<unsigned>(keyBlocks), kWarps * 32, 0, stream>>>(p, keyBits, keyWords, lists, rowDelta);
+      <<<static_cast<unsigned>(keys), kKeyWarps * 32, 0, stream>>>(p, keyBits, keyWords, lists, rowDelta);
   return lastLaunch();
 }
 

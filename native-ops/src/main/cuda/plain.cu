@@ -44,16 +44,15 @@ struct HeadDecay {
   }
 };
 
-/// Runs `body(key, decay, valid)` over the visible keys of row p, 32 at a time, newest first, all lanes together.
+/// Runs body(key, decay, visible) over the visible keys of row p, 32 at a time, newest first, all lanes together.
 template <typename F, typename Body>
 __device__ __forceinline__ void overKeys(const HeadDecay<F>& decay, int64_t p, int64_t window, Body body) {
   const int64_t oldest = max(int64_t(0), p - window + 1), tile = p / kSumTile;
-  const int lane = threadIdx.x % 32;
   F between = 0;
   for (int64_t first = p / 32 * 32; first + 31 >= oldest; first -= 32) {
-    const int64_t key = first + lane;
+    const int64_t key = first + threadIdx.x % 32;
     const bool visible = key <= p && key >= oldest && decay.real(key);
-    body(key, first, visible ? decay(key, p, between) : infinity<F>(), visible);
+    body(key, visible ? decay(key, p, between) : infinity<F>(), visible);
     if (first % kSumTile == 0 && first / kSumTile < tile) between += decay.total(first / kSumTile);
     if (first == 0) break;
   }
@@ -64,54 +63,10 @@ __global__ void __launch_bounds__(kWarps * 32)
     forwardPlainKernel(const __grid_constant__ AttentionForward p, DecaySums<F> sums, const uint64_t* keyBits,
                        Span keys) {
   __shared__ F query[kWarps][kMaxHead];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  if (index >= p.batch * p.heads * p.queryLength) return;
-  const int64_t t = index % p.queryLength, bh = index / p.queryLength, b = bh / p.heads, h = bh % p.heads;
-  const int64_t kvHead = h / (p.heads / p.kvHeads), position = p.keyLength - p.queryLength + t;
-  const T* const q = at<T>(p.q, b, t, h);
-  for (int d = lane; d < p.headSize; d += 32) query[warp][d] = toFloat(q[d * p.q.strides[3]]);
-  __syncwarp();
-
-  const HeadDecay<F> decay(sums, keyBits, keys, bh, b);
-  const F scale = static_cast<F>(p.scale * kLog2e);
-  F maximum = -infinity<F>(), sum = 0, out[kPerLane] = {};
-  overKeys(decay, position, p.window, [&](int64_t key, int64_t first, F d, bool visible) {
-    const F s =
-        visible ? scale * dot(query[warp], at<T>(p.k, b, key, kvHead), p.k.strides[3], p.headSize) - d : -infinity<F>();
-    const F newMax = max(maximum, laneMax(s));
-    const F base = newMax == -infinity<F>() ? F(0) : newMax;
-    const F factor = exp2(maximum - base), weight = exp2(s - base);
-    maximum = newMax;
-    sum = sum * factor + laneSum(weight);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) out[i] *= factor;
-    for (int j = 0; j < 32; ++j) {
-      const F w = __shfl_sync(~0u, weight, j);
-      if (!__shfl_sync(~0u, visible, j)) continue;
-      const T* const v = at<T>(p.v, b, first + j, kvHead);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int d = lane + 32 * i;
-        if (d < p.valueSize) out[i] = fma(w, static_cast<F>(toFloat(v[d * p.v.strides[3]])), out[i]);
-      }
-    }
-  });
-  T* const o = at<T>(p.o, b, t, h);
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int d = lane + 32 * i;
-    if (d < p.valueSize) o[d * p.o.strides[3]] = fromFloat<T>(sum == 0 ? F(0) : out[i] / sum);
-  }
-  if (lane == 0)
-    static_cast<F*>(p.lse.data)[b * p.lse.strides[0] + h * p.lse.strides[1] + t * p.lse.strides[2]] =
-        sum == 0 ? -infinity<F>() : (maximum + log2(sum)) * static_cast<F>(kLn2);
-}
-
-template <typename F>
-__device__ __forceinline__ F lseLog2(const AttentionBackward& p, int64_t b, int64_t h, int64_t t) {
-  const F lse = static_cast<const F*>(p.lse.data)[b * p.lse.strides[0] + h * p.lse.strides[1] + t * p.lse.strides[2]];
-  return lse == -infinity<F>() ? infinity<F>() : lse * static_cast<F>(kLog2e);
+  const PlainRow r(p);
+  if (!r.exists) return;
+  const HeadDecay<F> decay(sums, keyBits, keys, r.b * p.heads + r.h, r.b);
+  forwardRow<T>(p, r, query[threadIdx.x / 32], [&](auto body) { overKeys(decay, r.position, p.window, body); });
 }
 
 template <typename T, typename F>
@@ -119,54 +74,13 @@ __global__ void __launch_bounds__(kWarps * 32)
     dqPlainKernel(const __grid_constant__ AttentionBackward p, DecaySums<F> sums, const uint64_t* keyBits, Span keys,
                   F* rowDelta, F* rowSums) {
   __shared__ F query[kWarps][kMaxHead], gradient[kWarps][kMaxHead];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  if (index >= p.batch * p.heads * p.queryLength) return;
-  const int64_t t = index % p.queryLength, bh = index / p.queryLength, b = bh / p.heads, h = bh % p.heads;
-  const int64_t kvHead = h / (p.heads / p.kvHeads), position = p.keyLength - p.queryLength + t;
-  const T* const q = at<T>(p.q, b, t, h);
-  const T* const dO = at<T>(p.dO, b, t, h);
-  const T* const o = at<T>(p.o, b, t, h);
-  F delta = 0;
-  for (int d = lane; d < p.headSize; d += 32) query[warp][d] = toFloat(q[d * p.q.strides[3]]);
-  for (int d = lane; d < p.valueSize; d += 32) {
-    gradient[warp][d] = toFloat(dO[d * p.dO.strides[3]]);
-    delta = fma(gradient[warp][d], static_cast<F>(toFloat(o[d * p.o.strides[3]])), delta);
-  }
-  delta = laneSum(delta);
-  if (lane == 0) rowDelta[index] = delta;
-  __syncwarp();
-
-  const HeadDecay<F> decay(sums, keyBits, keys, bh, b);
-  const F scale = static_cast<F>(p.scale * kLog2e), lse = lseLog2<F>(p, b, h, t);
-  F out[kPerLane] = {}, rowSum = 0;
-  overKeys(decay, position, p.window, [&](int64_t key, int64_t first, F d, bool visible) {
-    F ds = 0;
-    if (visible) {
-      const F s = scale * dot(query[warp], at<T>(p.k, b, key, kvHead), p.k.strides[3], p.headSize) - d;
-      const F dP = dot(gradient[warp], at<T>(p.v, b, key, kvHead), p.v.strides[3], p.valueSize);
-      ds = exp2(s - lse) * (dP - delta);
-      rowSum += ds;
-    }
-    for (int j = 0; j < 32; ++j) {
-      const F x = __shfl_sync(~0u, ds, j);
-      if (!__shfl_sync(~0u, visible, j)) continue;
-      const T* const k = at<T>(p.k, b, first + j, kvHead);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int e = lane + 32 * i;
-        if (e < p.headSize) out[i] = fma(x, static_cast<F>(toFloat(k[e * p.k.strides[3]])), out[i]);
-      }
-    }
-  });
-  rowSum = laneSum(rowSum);
-  if (lane == 0) rowSums[index] = rowSum;
-  T* const dq = at<T>(p.dq, b, t, h);
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int d = lane + 32 * i;
-    if (d < p.headSize) dq[d * p.dq.strides[3]] = fromFloat<T>(static_cast<F>(p.scale) * out[i]);
-  }
+  const int warp = threadIdx.x / 32;
+  const PlainRow r(p);
+  if (!r.exists) return;
+  const HeadDecay<F> decay(sums, keyBits, keys, r.b * p.heads + r.h, r.b);
+  const F rowSum = dqRow<T>(p, r, query[warp], gradient[warp], rowDelta,
+                            [&](auto body) { overKeys(decay, r.position, p.window, body); });
+  if (threadIdx.x % 32 == 0) rowSums[r.index] = rowSum;
 }
 
 template <typename T, typename F>
@@ -179,14 +93,9 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (index >= p.batch * p.kvHeads * p.keyLength) return;
   const int64_t j = index % p.keyLength, b = index / p.keyLength / p.kvHeads, kvHead = index / p.keyLength % p.kvHeads;
   const int64_t group = p.heads / p.kvHeads, offset = p.keyLength - p.queryLength;
-  const T* const k = at<T>(p.k, b, j, kvHead);
-  const T* const v = at<T>(p.v, b, j, kvHead);
-  for (int d = lane; d < p.headSize; d += 32) key[warp][d] = toFloat(k[d * p.k.strides[3]]);
-  for (int d = lane; d < p.valueSize; d += 32) value[warp][d] = toFloat(v[d * p.v.strides[3]]);
-  __syncwarp();
+  PlainKey<T, F, AttentionBackward> own{p, key[warp], value[warp], b, j, kvHead, {}, {}};
+  own.load();
 
-  const F scale = static_cast<F>(p.scale * kLog2e);
-  F dk[kPerLane] = {}, dv[kPerLane] = {};
   const int64_t from = max(j, offset), to = min(p.keyLength - 1, j + p.window - 1);
   for (int64_t g = 0; g < group && from <= to; ++g) {
     const int64_t h = kvHead * group + g, bh = b * p.heads + h;
@@ -202,29 +111,9 @@ __global__ void __launch_bounds__(kWarps * 32)
         if (lane == 0) marks[slot] = x;
         ++slot;
       }
-      const int64_t position = first + lane, t = position - offset;
+      const int64_t position = first + lane;
       const bool visible = real && position >= from && position <= to;
-      F weight = 0, ds = 0;
-      if (visible) {
-        const F s =
-            scale * dot(key[warp], at<T>(p.q, b, t, h), p.q.strides[3], p.headSize) - decay(j, position, between);
-        weight = exp2(s - lseLog2<F>(p, b, h, t));
-        ds = weight *
-             (dot(value[warp], at<T>(p.dO, b, t, h), p.dO.strides[3], p.valueSize) - rowDelta[bh * p.queryLength + t]);
-        columnSum += ds;
-      }
-      for (int i = 0; i < 32; ++i) {
-        const F x = __shfl_sync(~0u, weight, i), y = __shfl_sync(~0u, ds, i);
-        if (!__shfl_sync(~0u, visible, i)) continue;
-        const T* const q = at<T>(p.q, b, first + i - offset, h);
-        const T* const dO = at<T>(p.dO, b, first + i - offset, h);
-#pragma unroll
-        for (int e = 0; e < kPerLane; ++e) {
-          const int d = lane + 32 * e;
-          if (d < p.headSize) dk[e] = fma(y, static_cast<F>(toFloat(q[d * p.q.strides[3]])), dk[e]);
-          if (d < p.valueSize) dv[e] = fma(x, static_cast<F>(toFloat(dO[d * p.dO.strides[3]])), dv[e]);
-        }
-      }
+      columnSum += own.add(position - offset, h, visible ? decay(j, position, between) : F(0), visible, rowDelta);
       if ((first + 32) % kSumTile == 0 && first / kSumTile > j / kSumTile) between += decay.total(first / kSumTile);
     }
     if (marks) {
@@ -235,14 +124,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       }
     }
   }
-  T* const dkRow = at<T>(p.dk, b, j, kvHead);
-  T* const dvRow = at<T>(p.dv, b, j, kvHead);
-#pragma unroll
-  for (int e = 0; e < kPerLane; ++e) {
-    const int d = lane + 32 * e;
-    if (d < p.headSize) dkRow[d * p.dk.strides[3]] = fromFloat<T>(static_cast<F>(p.scale) * dk[e]);
-    if (d < p.valueSize) dvRow[d * p.dv.strides[3]] = fromFloat<T>(dv[e]);
-  }
+  own.store();
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention_sample.h"
+#include "nsa_sample.h"
 #include "op/backend.h"
 #include "op/cost_model.h"
 #include "op/cpu_runtime.h"
@@ -67,20 +68,21 @@ std::string errorOf(Body body) {
 
 void costs() {
   CostModel model;
+  const int window = static_cast<int>(OpKind::Window);
   for (int i = 0; i < 4; i++) {
-    model.cpu[i] = {1e11, 1e11};
-    model.device[i] = {1e13, 5e12};
+    model.cpu[window][i] = {1e11, 1e11};
+    model.device[window][i] = {1e13, 5e12};
   }
   model.deviceSeconds = 1e-4;
   model.uploadRate = model.downloadRate = 1e10;
   model.comparisonRate = 2e10;
-  Work work{ElementType::Float32, false, 1e9, ""};
+  Work work{OpKind::Window, ElementType::Float32, false, 1e9, ""};
   expect(std::abs(model.onCpu(work) - 1e-2) < 1e-9, "FLOPs over the rate");
   const double computeBound = model.onDevice(work, {0, 0, 0});
   expect(std::abs(computeBound - 2e-4) < 1e-9, "start and kernel of a call without copies");
   expect(model.onDevice(work, {1e9, 0, 0}) > 0.1, "copies count");
   expect(model.onDevice(work, {0, 1e9, 0}) < 0.6 * model.onDevice(work, {1e9, 0, 0}), "resident operands cost less");
-  model.device[0].forward = 0;
+  model.device[window][0].forward = 0;
   expect(std::isinf(model.onDevice(work, {0, 0, 0})), "what the device cannot run never pays");
 
   SampleShape s = shape();
@@ -93,6 +95,30 @@ void costs() {
   expect(workOf(sample.backward()).flops == 2.0 * (8 + 9 + 9) * (3 * 16 + 2 * 16) * 2, "five products backward");
   expect(workOf(sample.backward()).description == "gated_fwa_bp FLOAT B 1, N 3, M 10, H 2/2, D 16/16, w 9",
          "description: " + workOf(sample.backward()).description);
+
+  NsaSampleShape n;
+  n.queryLength = 30;
+  n.keyLength = 50;
+  n.heads = 4;
+  n.kvHeads = 2;
+  n.headSize = 16;
+  n.valueSize = 8;
+  n.topN = 3;
+  NsaSample nsa(n);
+  // Block c of 11 is seen from position 4 c + 7 on, by the queries at 20 to 49.
+  double pairs = 0;
+  for (int c = 0; c < 11; c++) pairs += std::min(30, 50 - (4 * c + 7));
+  expect(workOf(nsa.compressedForward()).flops == 2 * pairs * (16 + 8) * 4, "FLOPs of complete blocks");
+  expect(workOf(nsa.compressedBackward()).flops == 2 * pairs * (3 * 16 + 2 * 8) * 4, "and backward");
+  expect(workOf(nsa.select()).flops == 2 * pairs * 16 * 4, "one product for the choice");
+  // Positions 20 to 46 see p + 1 tokens, the last three 3 blocks of 16.
+  pairs = 27 * (21 + 47) / 2.0 + 3 * 48;
+  expect(workOf(nsa.selectedForward()).flops == 2 * pairs * (16 + 8) * 4, "FLOPs of topN blocks");
+  expect(workOf(nsa.selectedBackward()).description ==
+             "nsa_selected_attention_bp FLOAT B 1, N 30, M 50, H 4/2, D 16/8, l' 16, topN 3",
+         "description: " + workOf(nsa.selectedBackward()).description);
+  expect(workOf(nsa.select()).description == "nsa_select FLOAT B 1, N 30, M 50, H 4/2, D 16, l 8, d 4, l' 16, topN 3",
+         "description: " + workOf(nsa.select()).description);
 }
 
 }  // namespace
@@ -126,7 +152,26 @@ int main(int, char** arguments) {
       contains(placement::report().lastDecision, "N 100") && contains(placement::report().lastDecision, "as asked for"),
       "decision: " + placement::report().lastDecision);
 
+  NsaSampleShape nsaShape;
+  nsaShape.queryLength = nsaShape.keyLength = 100;
+  nsaShape.heads = nsaShape.kvHeads = 2;
+  NsaSample nsa(nsaShape), exact(nsaShape);
+  const auto choose = [&](const KernelCall& attention, const KernelCall& select) {
+    placement::run(attention);
+    placement::run(select);
+    cpu::run(exact.compressedForward(), nd4jExecutor(), instructionSet());
+    cpu::run(exact.select(), nd4jExecutor(), instructionSet());
+    return nsa.indices.memory == exact.indices.memory;
+  };
+  expect(choose(nsa.compressedForward(), nsa.select()), "native sparse attention on the device");
+  expect(placement::report().device.calls == 3 && contains(placement::report().lastDecision, "nsa_select FLOAT") &&
+             contains(placement::report().lastDecision, "as asked for"),
+         "decision: " + placement::report().lastDecision);
+
   tell(Outcome::OutOfMemory);
+  nsa.clearResults();
+  exact.clearResults();
+  expect(choose(nsa.compressedForward(), nsa.select()), "out of device memory: the CPU chooses");
   for (int i = 0; i < 2; i++) {
     sample.clearResults();
     placement::run(sample.forward());
@@ -160,6 +205,10 @@ int main(int, char** arguments) {
   placement::run(sample.forward());
   expect(contains(placement::report().lastDecision, "expected to take"),
          "the expected times can be read: " + placement::report().lastDecision);
+  placement::run(nsa.compressedForward());
+  expect(contains(placement::report().lastDecision, "nsa_compressed_attention FLOAT") &&
+             contains(placement::report().lastDecision, "expected to take"),
+         "of native sparse attention too: " + placement::report().lastDecision);
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures == 0 ? 0 : 1;
 }

@@ -13,22 +13,18 @@ std::atomic<int> failWith{Outcome::Done};
 class TestAccelerator final : public Accelerator {
  public:
   const std::string& name() const override { return name_; }
-  const char* refusal(const AttentionProblem& p, bool) const override {
-    return p.type == ElementType::Float32 ? nullptr : "FLOAT only";
+  const char* refusal(const KernelCall& call) const override {
+    return std::visit([](const auto& params) { return params.type; }, call) == ElementType::Float32 ? nullptr
+                                                                                                    : "FLOAT only";
   }
-  Traffic traffic(const AttentionForward&) override { return {1e6, 0, 1e6}; }
-  Traffic traffic(const AttentionBackward&) override { return {1e6, 0, 1e6}; }
-  Outcome run(const AttentionForward& p, const Executor& executor) override {
-    return attempt([&] { cpu::attentionForward(p, executor, cpu::detectInstructionSet()); });
-  }
-  Outcome run(const AttentionBackward& p, const Executor& executor) override {
-    return attempt([&] { cpu::attentionBackward(p, executor, cpu::detectInstructionSet()); });
-  }
-  Outcome run(const GateForward& p, const Executor& executor) override {
-    return attempt([&] { cpu::gateForward(p, executor, cpu::detectInstructionSet()); });
-  }
-  Outcome run(const GateBackward& p, const Executor& executor) override {
-    return attempt([&] { cpu::gateBackward(p, executor, cpu::detectInstructionSet()); });
+  Traffic traffic(const KernelCall&) override { return {1e6, 0, 1e6}; }
+  Outcome run(const KernelCall& call, const Executor& executor) override {
+    const auto status = static_cast<Outcome::Status>(failWith.load());
+    if (status != Outcome::Done) return {status, "told to fail"};
+    cpu::run(call, executor, cpu::detectInstructionSet());
+    usage_.calls++;
+    usage_.kernelSeconds += 1e-3;
+    return {};
   }
   Outcome measureCopies(const Executor&, CopySpeed* speed) override {
     *speed = {1e9, 1e9};
@@ -37,16 +33,6 @@ class TestAccelerator final : public Accelerator {
   Usage usage() const override { return usage_; }
 
  private:
-  template <typename Body>
-  Outcome attempt(Body body) {
-    const auto status = static_cast<Outcome::Status>(failWith.load());
-    if (status != Outcome::Done) return {status, "told to fail"};
-    body();
-    usage_.calls++;
-    usage_.kernelSeconds += 1e-3;
-    return {};
-  }
-
   std::string name_ = "test device";
   Usage usage_;
 };

@@ -36,6 +36,10 @@ inline std::vector<double> readNpy(const std::string& path, std::vector<int64_t>
   std::vector<double> x(count);
   if (header.find("<f8") != std::string::npos) {
     in.read(reinterpret_cast<char*>(x.data()), count * 8);
+  } else if (header.find("<i8") != std::string::npos) {
+    std::vector<int64_t> raw(count);
+    in.read(reinterpret_cast<char*>(raw.data()), count * 8);
+    std::copy(raw.begin(), raw.end(), x.begin());
   } else if (header.find("|b1") != std::string::npos || header.find("|u1") != std::string::npos) {
     std::vector<char> raw(count);
     in.read(raw.data(), count);

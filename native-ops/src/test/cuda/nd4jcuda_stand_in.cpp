@@ -19,6 +19,7 @@ size_t sizeOf(sd::DataType type) {
     case sd::DOUBLE:
       return 8;
     case sd::FLOAT32:
+    case sd::INT32:
       return 4;
     case sd::BOOL:
       return 1;
@@ -37,13 +38,15 @@ sd::LongType flagOf(sd::DataType type) {
       return sd::flags::kHalf;
     case sd::BFLOAT16:
       return sd::flags::kBFloat16;
+    case sd::INT32:
+      return sd::flags::kInt;
     default:
       return sd::flags::kBool;
   }
 }
 
 sd::DataType typeOf(sd::LongType flags) {
-  for (const sd::DataType type : {sd::DOUBLE, sd::FLOAT32, sd::HALF, sd::BFLOAT16})
+  for (const sd::DataType type : {sd::DOUBLE, sd::FLOAT32, sd::HALF, sd::BFLOAT16, sd::INT32})
     if (flags & flagOf(type)) return type;
   return sd::BOOL;
 }

@@ -7,6 +7,7 @@
 #include "accuracy.h"
 #include "golden.h"
 #include "nd4jcuda_stand_in.h"
+#include "nsa_oracle.h"
 #include "op/backend.h"
 #include "op/gpu_runtime.h"
 #include "op/plugin_op.h"
@@ -264,6 +265,193 @@ void runGolden(const std::string& folder, FloatMode mode) {
   }
 }
 
+/// The operands and arguments of native sparse attention; masks may be null.
+template <typename T>
+struct NsaOperands {
+  using F = typename Wide<T>::type;
+  NsaShape s;
+  std::unique_ptr<Array> q, dO, kCmp, vCmp, k, v, blockMask, tokenMask;
+
+  NsaOperands(const NsaShape& shape, bool masked) : s(shape) {
+    const int64_t B = s.batch, N = s.queryLength, M = s.keyLength, C = s.blocks();
+    const auto normal = [&](uint64_t seed, const Array::Sizes& sizes) {
+      return arrayOf<T>(sizes, random(Fill::Normal, seed, sizes[0] * sizes[1] * sizes[2] * sizes[3]));
+    };
+    q = normal(1, {B, N, s.heads, s.headSize});
+    dO = normal(2, {B, N, s.heads, s.valueSize});
+    kCmp = normal(3, {B, C, s.kvHeads, s.headSize});
+    vCmp = normal(4, {B, C, s.kvHeads, s.valueSize});
+    k = normal(5, {B, M, s.kvHeads, s.headSize});
+    v = normal(6, {B, M, s.kvHeads, s.valueSize});
+    if (!masked) return;
+    blockMask = arrayOf<T>({B, C}, random(Fill::RandomMask, 7, B * C));
+    tokenMask = arrayOf<T>({B, M}, random(Fill::RandomMask, 8, B * M));
+  }
+
+  int integer(int64_t x) const { return static_cast<int>(x); }
+  std::unique_ptr<Context> call(std::initializer_list<Array*> inputs, const std::vector<int>& integers) const {
+    auto context = contextOf(inputs);
+    context->integers = integers;
+    context->reals = {s.scale};
+    context->booleans = {blockMask != nullptr};
+    return context;
+  }
+  std::unique_ptr<Context> compressed() const {
+    return call({q.get(), kCmp.get(), vCmp.get(), blockMask.get()}, compression());
+  }
+  std::unique_ptr<Context> compressedGradient(Array& o, Array& lse) const {
+    return call({q.get(), kCmp.get(), vCmp.get(), blockMask.get(), &o, &lse, dO.get()}, compression());
+  }
+  std::unique_ptr<Context> select(Array& lse) const {
+    return call(
+        {q.get(), kCmp.get(), &lse, blockMask.get()},
+        {integer(s.blockLength), integer(s.stride), integer(s.selectionBlock), integer(s.topN), integer(s.keyLength)});
+  }
+  std::unique_ptr<Context> selected(Array& indices) const {
+    return call({q.get(), k.get(), v.get(), &indices, tokenMask.get()}, {integer(s.selectionBlock)});
+  }
+  std::unique_ptr<Context> selectedGradient(Array& indices, Array& o, Array& lse) const {
+    return call({q.get(), k.get(), v.get(), &indices, tokenMask.get(), &o, &lse, dO.get()},
+                {integer(s.selectionBlock)});
+  }
+
+ private:
+  std::vector<int> compression() const { return {integer(s.blockLength), integer(s.stride), integer(s.keyLength)}; }
+};
+
+bool contains(const int* row, int64_t count, int64_t x) { return std::find(row, row + count, x) != row + count; }
+
+/// The ops of native sparse attention one after the other, against float64.
+template <typename T>
+void runNsa(const NsaShape& s, bool masked) {
+  using F = typename Wide<T>::type;
+  const std::string what =
+      std::string("nsa ") + TypeOf<T>::name + " H " + std::to_string(s.heads) + (masked ? " masked" : "");
+  const NsaOperands<T> x(s, masked);
+  const std::vector<double> blockMask = masked ? values<T>(*x.blockMask) : std::vector<double>(),
+                            tokenMask = masked ? values<T>(*x.tokenMask) : std::vector<double>();
+  const auto compareBranch = [&](const char* name, const auto& results, const auto& gradients, const Array& k,
+                                 const Array& v, const Sees& sees) {
+    NsaArrays<double> exact;
+    exact.q = values<T>(*x.q);
+    exact.k = values<T>(k);
+    exact.v = values<T>(v);
+    exact.dO = values<T>(*x.dO);
+    nsaDense<double>(s, k.shape()[1], sees, exact);
+    const auto near = [&](const char* tensor, const std::vector<double>& result, const std::vector<double>& ref,
+                          double limit) {
+      // Where nothing is left but rounding the operands' size counts.
+      const double floor = (sizeof(T) == 4 ? 0.3 : 0.1) * limit * std::sqrt(static_cast<double>(ref.size()));
+      compare(what + ' ' + name + ' ' + tensor, result, ref, ref, limit, floor);
+    };
+    const double limit = bound(TypeOf<T>::type, FloatMode::Strict);
+    near("o", values<T>(*results[0]), exact.o, limit);
+    near("lse", values<F>(*results[1]), exact.lse, sizeof(T) == 8 ? 1e-12 : 2e-5);
+    near("dq", values<T>(*gradients[0]), exact.dq, limit);
+    near("dk", values<T>(*gradients[1]), exact.dk, limit);
+    near("dv", values<T>(*gradients[2]), exact.dv, limit);
+    return exact;
+  };
+
+  const int64_t B = s.batch, N = s.queryLength, Hkv = s.kvHeads, C = s.blocks(), S = s.selectionBlocks();
+  const Sees complete = [&](int64_t b, int64_t, int64_t t, int64_t c) {
+    return c * s.stride + s.blockLength - 1 <= s.position(t) &&
+           (!masked || blockMask[static_cast<size_t>(b * C + c)] != 0);
+  };
+  const auto compressed = run("nsa_compressed_attention", *x.compressed());
+  const auto compressedGradients =
+      run("nsa_compressed_attention_bp", *x.compressedGradient(*compressed[0], *compressed[1]));
+  const NsaArrays<double> exact =
+      compareBranch("compressed", compressed, compressedGradients, *x.kCmp, *x.vCmp, complete);
+
+  const auto chosen = run("nsa_select", *x.select(*compressed[1]));
+  checkMessage(gpu::report().lastDecision, {"nsa_select ", "topN", "cuda:0"});
+  chosen[0]->buffer().syncToHost();
+  const int* const indices = static_cast<const int*>(chosen[0]->buffer().host());
+  const std::vector<double> importance = importances(s, complete, exact);
+  int64_t wrong = 0;
+  for (int64_t row = 0; row < B * N * Hkv; row++) {
+    const double* const own = importance.data() + row * S;
+    double least = HUGE_VAL, most = -1;
+    int64_t count = 0, candidates = 0;
+    for (int64_t block = 0; block < S; block++) {
+      const bool taken = contains(indices + row * s.topN, s.topN, block);
+      count += taken;
+      candidates += own[block] >= 0;
+      if (taken) least = std::min(least, own[block]);
+      if (!taken) most = std::max(most, own[block]);
+    }
+    wrong += count != std::min(s.topN, candidates) || most > least + 1e-3;
+  }
+  check(wrong == 0, what + " choice: " + std::to_string(wrong) + " rows");
+
+  const auto selected = run("nsa_selected_attention", *x.selected(*chosen[0]));
+  const auto selectedGradients =
+      run("nsa_selected_attention_bp", *x.selectedGradient(*chosen[0], *selected[0], *selected[1]));
+  compareBranch("selected", selected, selectedGradients, *x.k, *x.v, [&](int64_t b, int64_t h, int64_t t, int64_t j) {
+    return j <= s.position(t) && (!masked || tokenMask[static_cast<size_t>(b * s.keyLength + j)] != 0) &&
+           contains(indices + ((b * N + t) * Hkv + h) * s.topN, s.topN, j / s.selectionBlock);
+  });
+
+  // The choice written into a part of a larger array, and read there: the same bits.
+  Array wide(sd::INT32, {B, N, Hkv, s.topN + 3});
+  wide.buffer().wroteHost();
+  Array part(wide, chosen[0]->shape(), wide.strides(), 2);
+  const auto again = x.select(*compressed[1]);
+  again->outputs = {&part};
+  stand_in::exec(*stand_in::find("nsa_select"), *again);
+  check(values<int>(part) == values<int>(*chosen[0]), what + ": another choice in a view");
+  check(static_cast<const int*>(wide.buffer().host())[0] == -1, what + ": an element beside the view changed");
+  check(values<T>(*run("nsa_selected_attention", *x.selected(part))[0]) == values<T>(*selected[0]),
+        what + ": other results from a view of the indices");
+}
+
+/// The case nsa_small; its compressed keys and values are means.
+template <typename T>
+void runNsaGolden(const std::string& folder) {
+  const std::string at = folder + "/nsa_small/", what = std::string("golden nsa_small ") + TypeOf<T>::name;
+  std::ifstream file(at + "case.json");
+  check(static_cast<bool>(file), what + ": no file " + at + "case.json");
+  if (!file) return;
+  std::stringstream text;
+  text << file.rdbuf();
+  const auto number = [&](const char* key) { return static_cast<int64_t>(jsonNumber(text.str(), key)); };
+  std::vector<int64_t> qs, ks, vs, other;
+  const std::vector<double> q = readNpy(at + "q.npy", &qs), k = readNpy(at + "k.npy", &ks),
+                            v = readNpy(at + "v.npy", &vs);
+  NsaOperands<T> x({qs[0], qs[1], ks[1], qs[2], ks[2], qs[3], vs[3], number("blockLength"), number("stride"),
+                    number("selectionBlock"), number("topN"), jsonNumber(text.str(), "scale")},
+                   false);
+  const NsaShape& s = x.s;
+  const auto means = [&](const std::vector<double>& tokens) {
+    const int64_t row = static_cast<int64_t>(tokens.size()) / s.batch / s.keyLength;
+    std::vector<double> result(static_cast<size_t>(s.batch * s.blocks() * row), 0);
+    for (size_t i = 0; i < result.size(); i++) {
+      const int64_t at = static_cast<int64_t>(i), b = at / row / s.blocks(), c = at / row % s.blocks();
+      for (int64_t j = 0; j < s.blockLength; j++)
+        result[i] += tokens[static_cast<size_t>((b * s.keyLength + c * s.stride + j) * row + at % row)] /
+                     static_cast<double>(s.blockLength);
+    }
+    return result;
+  };
+  set<T>(*x.q, q);
+  set<T>(*x.k, k);
+  set<T>(*x.v, v);
+  set<T>(*x.kCmp, means(k));
+  set<T>(*x.vCmp, means(v));
+  const auto compressed = run("nsa_compressed_attention", *x.compressed());
+  const auto chosen = run("nsa_select", *x.select(*compressed[1]));
+  const auto selected = run("nsa_selected_attention", *x.selected(*chosen[0]));
+  const double limit = bound(TypeOf<T>::type, FloatMode::Strict);
+  const auto near = [&](const char* name, const Array& array) {
+    const auto ref = readNpy(at + name + ".npy", &other);
+    compare(what + ' ' + name, values<T>(array), ref, ref, limit, 0);
+  };
+  near("o_cmp", *compressed[0]);
+  check(values<int>(*chosen[0]) == readNpy(at + "selected.npy", &other), what + " selected");
+  near("o_slc", *selected[0]);
+}
+
 /// q, k and v packed token by token into one array, o written into a transposed part of a larger one that only the host
 /// knows: same bits as from dense arrays, and nothing beside o changes.
 template <typename T>
@@ -434,6 +622,70 @@ void runBadArguments() {
   check(distance(values<float>(o), oracle(operands.problem()).o) < 1e-4, "after bad arguments: other results");
 }
 
+/// Indices lie on the device, where nobody looks at them first: whatever they are, the call ends and the next one
+/// works.
+template <typename T>
+void runHostileIndices() {
+  const std::string what = std::string("hostile indices ") + TypeOf<T>::name;
+  const NsaOperands<T> x({1, 150, 200, 16, 1, 64, 64, 8, 4, 64, 4, 0.1}, false);
+  Array indices(sd::INT32, {1, 150, 1, 4}), honest(sd::INT32, {1, 150, 1, 4});
+  const auto fill = [](Array& array, const std::vector<int>& pattern) {
+    array.buffer().syncToHost();
+    int* const host = static_cast<int*>(array.buffer().host());
+    for (size_t i = 0; i < 150 * 4; i++) host[i] = pattern[i % pattern.size()];
+    array.buffer().wroteHost();
+  };
+  const auto call = [&](Array& choice) {
+    const auto forward = run("nsa_selected_attention", *x.selected(choice));
+    const auto backward = run("nsa_selected_attention_bp", *x.selectedGradient(choice, *forward[0], *forward[1]));
+    std::vector<std::vector<double>> results;
+    for (const auto* arrays : {&forward, &backward})
+      for (size_t i = arrays == &forward ? 2 : 0; i < arrays->size(); i++) results.push_back(values<T>(*(*arrays)[i]));
+    return results;
+  };
+  fill(honest, {0, 1, -1, -1});
+  const auto expected = call(honest);
+  for (const std::vector<int>& pattern : {std::vector<int>{INT32_MAX, INT32_MIN, 2, 1},
+                                          {3, 2, 1, 0},
+                                          {1, 1, 1, 1},
+                                          {-1, 0, 1, 2},
+                                          {1 << 25, -7, 4, 1000},
+                                          {0x7fffffff / 64 + 1, 0, 0x7ffffffe, 3}}) {
+    fill(indices, pattern);
+    call(indices);
+    check(call(honest) == expected, what + ": the call after it has other results");
+  }
+}
+
+void runBadNsaArguments() {
+  const NsaOperands<float> x({1, 20, 20, 2, 1, 16, 16, 8, 4, 8, 3, 0.25}, false);
+  const auto compressed = run("nsa_compressed_attention", *x.compressed());
+  const auto chosen = run("nsa_select", *x.select(*compressed[1]));
+  const auto refused = [&](const char* op, std::unique_ptr<Context> context, std::initializer_list<Array*> outputs,
+                           std::initializer_list<const char*> parts) {
+    for (Array* output : outputs) context->outputs.push_back(output);
+    checkMessage(messageOf(op, *context), parts);
+  };
+  Array o(sd::FLOAT32, {1, 20, 2, 16}), lse(sd::FLOAT32, {1, 2, 20}), longer(sd::FLOAT32, {1, 5, 1, 16});
+  auto context = x.compressed();
+  context->integers[1] = 3;
+  refused("nsa_compressed_attention", std::move(context), {&o, &lse},
+          {"nsa_compressed_attention: argument 'stride' is 3", "a divisor of blockLength, 8"});
+  context = x.compressed();
+  context->inputs[1] = &longer;
+  refused("nsa_compressed_attention", std::move(context), {&o, &lse},
+          {"nsa_compressed_attention: kCmp has shape [1, 5, 1, 16]", "[1, 4,"});
+  context = x.select(*compressed[1]);
+  context->integers[3] = 2;
+  refused("nsa_select", std::move(context), {chosen[0].get()}, {"nsa_select: argument 'topN' is 2", "at least 3"});
+  context = x.selected(*compressed[0]);
+  refused("nsa_selected_attention", std::move(context), {&o, &lse},
+          {"nsa_selected_attention: indices is FLOAT; expected INT"});
+  context = x.selected(*chosen[0]);
+  refused("nsa_selected_attention", std::move(context), {x.q.get(), &lse},
+          {"nsa_selected_attention: the output o overlaps the input q"});
+}
+
 /// What this device cannot do is an exception, and the next call works.
 void runDeviceErrors() {
   const Operands<float> operands(problemOf({1, 20, 20, 2, 1, 16, 16, 3, 0.25}));
@@ -494,6 +746,22 @@ int main(int argc, char** argv) {
     runGolden<float>(golden, FloatMode::Tf32);
     runAttention<float>("tiles FLOAT/tf32", tiled, FloatMode::Tf32, nullptr);
     gpu::open({});
+    runNsaGolden<double>(golden);
+    runNsaGolden<float>(golden);
+    runNsaGolden<__half>(golden);
+    runNsaGolden<__nv_bfloat16>(golden);
+    const NsaShape small{2, 60, 100, 8, 2, 32, 48, 8, 4, 16, 4, 0.2},
+        large{1, 120, 200, 16, 1, 128, 128, 32, 16, 64, 3, 0.1};
+    for (const bool masked : {false, true}) {
+      runNsa<double>(small, masked);
+      runNsa<float>(small, masked);
+      runNsa<__nv_bfloat16>(small, masked);
+      runNsa<__half>(large, masked);
+      runNsa<__nv_bfloat16>(large, masked);
+    }
+    runHostileIndices<float>();
+    runHostileIndices<__nv_bfloat16>();
+    runBadNsaArguments();
     runViews<double>();
     runViews<float>();
     runViews<__half>();

@@ -9,7 +9,9 @@
 
 #include "attention_sample.h"
 #include "cpu/cpu_kernels.h"
+#include "nsa_sample.h"
 #include "offload/cuda_accelerator.h"
+#include "op/work.h"
 #include "thread_executor.h"
 
 using namespace gatedfwa;
@@ -146,6 +148,109 @@ void shapes(Accelerator& device, bool quick) {
   }
 }
 
+std::string describe(const NsaSampleShape& s) {
+  char text[200];
+  std::snprintf(text, sizeof text, "nsa type %d B%d N%d M%d H%d/%d D%d/%d l%d d%d l'%d top%d%s%s%s",
+                static_cast<int>(s.type), static_cast<int>(s.batch), static_cast<int>(s.queryLength),
+                static_cast<int>(s.keyLength), static_cast<int>(s.heads), static_cast<int>(s.kvHeads),
+                static_cast<int>(s.headSize), static_cast<int>(s.valueSize), static_cast<int>(s.blockLength),
+                static_cast<int>(s.stride), static_cast<int>(s.selectionBlock), static_cast<int>(s.topN),
+                s.masked ? " masked" : "", s.boolMask ? " (BOOL)" : "", s.strided ? " strided" : "");
+  return text;
+}
+
+/// All five ops; the GPU's selected attention takes the CPU's choice.
+void runNsaCase(Accelerator& device, const NsaSampleShape& shape) {
+  const std::string what = describe(shape);
+  const cpu::InstructionSet set = cpu::detectInstructionSet();
+  NsaSample ours(shape), reference(shape);
+  const auto onBoth = [&](const KernelCall& call, const KernelCall& same) {
+    expectDone(device.run(call, threads(kWorkers)), what);
+    cpu::run(same, threads(kWorkers), set);
+  };
+  const auto compareResults = [&](const char* branch, NsaResults& x, NsaResults& exact) {
+    const auto check = [&](const char* name, HostTensor NsaResults::*tensor) {
+      const double error = relativeError(x.*tensor, exact.*tensor);
+      char text[64];
+      std::snprintf(text, sizeof text, " off by %.2e", error);
+      expect(error <= tolerance(shape.type), what + ": " + branch + ' ' + name + text);
+    };
+    check("o", &NsaResults::o);
+    check("lse", &NsaResults::lse);
+    check("dq", &NsaResults::dq);
+    check("dk", &NsaResults::dk);
+    check("dv", &NsaResults::dv);
+  };
+  onBoth(ours.compressedForward(), reference.compressedForward());
+  onBoth(ours.compressedBackward(), reference.compressedBackward());
+  compareResults("compressed", ours.compressed, reference.compressed);
+  ours.compressed.lse = reference.compressed.lse;
+  onBoth(ours.select(), reference.select());
+  int64_t other = 0;
+  for (int64_t i = 0; i < ours.indices.size(); i++)
+    other += std::memcmp(ours.indices.at(i), reference.indices.at(i), 4) != 0;
+  expect(other <= 2, what + ": " + std::to_string(other) + " blocks chosen otherwise, more than ties would be");
+  ours.indices = reference.indices;
+  onBoth(ours.selectedForward(), reference.selectedForward());
+  onBoth(ours.selectedBackward(), reference.selectedBackward());
+  compareResults("selected", ours.selected, reference.selected);
+}
+
+void nsaShapes(Accelerator& device, bool quick) {
+  for (const ElementType type :
+       {ElementType::Float32, ElementType::Float64, ElementType::Float16, ElementType::BFloat16}) {
+    NsaSampleShape s;
+    s.type = type;
+    const auto run = [&](int64_t batch, int64_t queryLength, int64_t keyLength, int64_t heads, int64_t kvHeads) {
+      s.batch = batch;
+      s.queryLength = queryLength;
+      s.keyLength = keyLength;
+      s.heads = heads;
+      s.kvHeads = kvHeads;
+      runNsaCase(device, s);
+    };
+    run(1, 20, 20, 1, 1);
+    run(2, 150, 150, 4, 2);
+    run(1, 3, 700, 16, 1);  // decoding
+    s.masked = true;
+    run(2, 130, 260, 6, 3);
+    s.strided = s.boolMask = true;
+    s.headSize = 20;
+    s.valueSize = 36;
+    run(2, 130, 260, 6, 3);
+    if (quick) continue;
+    s = {};
+    s.type = type;
+    s.blockLength = 32;
+    s.stride = 16;
+    s.selectionBlock = 64;
+    s.topN = 8;
+    run(1, 3000, 3000, 16, 4);  // pieces of heads
+    run(12, 500, 500, 8, 2);    // pieces of batch entries
+  }
+}
+
+/// What the ops of a layer have in common goes up once: q, the compressed keys, lse, the choice.
+void nsaResident(Accelerator& device) {
+  NsaSampleShape shape;
+  shape.queryLength = shape.keyLength = 1024;
+  shape.heads = 8;
+  shape.kvHeads = 2;
+  NsaSample x(shape);
+  const double row = 64 * 4, q = 1024 * 8 * row, kv = 1024 * 2 * row;
+  const auto uploaded = [&](const KernelCall& call) {
+    const double before = device.usage().uploadedBytes;
+    expectDone(device.run(call, threads(kWorkers)), "resident");
+    return device.usage().uploadedBytes - before;
+  };
+  const double blocks = static_cast<double>(shape.blocks()) * 2 * row;
+  expect(uploaded(x.compressedForward()) == q + 2 * blocks, "q, kCmp and vCmp go up");
+  expect(uploaded(x.select()) == 0, "the choice finds q, kCmp and lse");
+  expect(uploaded(x.selectedForward()) == 2 * kv, "only k and v go up");
+  expect(uploaded(x.selectedBackward()) == q, "only dO goes up");
+  expect(uploaded(x.compressedBackward()) == q, "only dO goes up; q is there after the other branch's gradient");
+}
+
 /// The backward call finds what the forward call left, and follows what was changed in between.
 void resident(Accelerator& device) {
   const SampleShape shape = plain(1, 4096, 4096, 8, 4, 128);
@@ -185,6 +290,16 @@ void memoryLimits() {
   for (int64_t i = 0; i < ours.o.size(); i++) untouched = untouched && std::isnan(ours.o.get(i));
   expect(untouched, "out of memory leaves the outputs as they were");
   runCase(small, plain(1, 256, 256, 4, 4, 64));
+
+  NsaSampleShape shape;
+  shape.queryLength = shape.keyLength = 8192;
+  shape.heads = shape.kvHeads = 4;
+  NsaSample nsa(shape);
+  expect(small.run(nsa.compressedForward(), threads(kWorkers)).status == Outcome::OutOfMemory, "nsa over the limit");
+  for (int64_t i = 0; i < nsa.compressed.o.size(); i++) untouched = untouched && std::isnan(nsa.compressed.o.get(i));
+  expect(untouched, "out of memory leaves the outputs of nsa as they were");
+  shape.queryLength = shape.keyLength = 256;
+  runNsaCase(small, shape);
 
   // What earlier calls left makes room.
   options.memoryLimit = 40 << 20;
@@ -276,6 +391,32 @@ void throughput(Accelerator& device) {
   expectDone(device.measureCopies(threads(kWorkers), &speed), "copies");
   std::printf("copies through staging buffers, %d threads: up %.1f GB/s, down %.1f GB/s\n", kWorkers,
               speed.uploadBytesPerSecond * 1e-9, speed.downloadBytesPerSecond * 1e-9);
+
+  NsaSampleShape shape;
+  shape.queryLength = shape.keyLength = 8192;
+  shape.heads = 16;
+  shape.kvHeads = 4;
+  shape.blockLength = 32;
+  shape.stride = 16;
+  shape.selectionBlock = 64;
+  shape.topN = 16;
+  NsaSample x(shape);
+  const auto milliseconds = [](const auto& body) {
+    double best = HUGE_VAL;
+    for (int i = 0; i < 2; i++) {
+      const auto start = std::chrono::steady_clock::now();
+      body();
+      best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return 1e3 * best;
+  };
+  for (const KernelCall& call :
+       {KernelCall(x.compressedForward()), KernelCall(x.select()), KernelCall(x.selectedForward()),
+        KernelCall(x.selectedBackward()), KernelCall(x.compressedBackward())}) {
+    const double cpu = milliseconds([&] { cpu::run(call, threads(kWorkers), cpu::detectInstructionSet()); });
+    const double gpu = milliseconds([&] { expectDone(device.run(call, threads(kWorkers)), "throughput"); });
+    std::printf("%s: %.1f ms, CPU %.1f ms\n", workOf(call).description.c_str(), gpu, cpu);
+  }
 }
 
 }  // namespace
@@ -290,8 +431,10 @@ int main(int count, char** arguments) {
   expect(cuda::openAccelerator(nowhere, reason) == nullptr && reason.find("cuda:99") != std::string::npos,
          "a device that is not there: " + reason);
   shapes(device, quick);
+  nsaShapes(device, quick);
   gates(device);
   resident(device);
+  nsaResident(device);
   memoryLimits();
   manyThreads(device);
   if (!quick) throughput(device);

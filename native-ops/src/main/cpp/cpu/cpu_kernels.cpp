@@ -193,4 +193,21 @@ void nsaSelectedBackward(const NsaSelectedBackward& params, const Executor& exec
   runWithWorkspace(nsaKernelsFor(set).selectedBackward(params), params, executor);
 }
 
+void run(const KernelCall& call, const Executor& executor, InstructionSet set) {
+  struct {
+    const Executor& executor;
+    InstructionSet set;
+    void operator()(const AttentionForward& p) const { attentionForward(p, executor, set); }
+    void operator()(const AttentionBackward& p) const { attentionBackward(p, executor, set); }
+    void operator()(const GateForward& p) const { gateForward(p, executor, set); }
+    void operator()(const GateBackward& p) const { gateBackward(p, executor, set); }
+    void operator()(const NsaCompressedForward& p) const { nsaCompressedForward(p, executor, set); }
+    void operator()(const NsaCompressedBackward& p) const { nsaCompressedBackward(p, executor, set); }
+    void operator()(const NsaSelect& p) const { nsaSelect(p, executor, set); }
+    void operator()(const NsaSelectedForward& p) const { nsaSelectedForward(p, executor, set); }
+    void operator()(const NsaSelectedBackward& p) const { nsaSelectedBackward(p, executor, set); }
+  } const kernel{executor, set};
+  std::visit(kernel, call);
+}
+
 }  // namespace gatedfwa::cpu

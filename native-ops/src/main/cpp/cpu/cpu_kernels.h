@@ -2,8 +2,7 @@
 #pragma once
 
 #include "kernel/executor.h"
-#include "kernel/nsa_params.h"
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 
 namespace gatedfwa::cpu {
 
@@ -23,5 +22,7 @@ void nsaCompressedBackward(const NsaCompressedBackward& params, const Executor& 
 void nsaSelect(const NsaSelect& params, const Executor& executor, InstructionSet set);
 void nsaSelectedForward(const NsaSelectedForward& params, const Executor& executor, InstructionSet set);
 void nsaSelectedBackward(const NsaSelectedBackward& params, const Executor& executor, InstructionSet set);
+/// Any of them.
+void run(const KernelCall& call, const Executor& executor, InstructionSet set);
 
 }  // namespace gatedfwa::cpu

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernel/executor.h"
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 
 namespace gatedfwa {
 
@@ -55,16 +55,13 @@ class Accelerator {
   /// Such as "cuda:0 NVIDIA H200 (sm_90)".
   virtual const std::string& name() const = 0;
 
-  /// Null if it can run the problem, else why not.
-  virtual const char* refusal(const AttentionProblem& problem, bool backward) const = 0;
+  /// Null if it can run the call, else why not.
+  virtual const char* refusal(const KernelCall& call) const = 0;
 
-  virtual Traffic traffic(const AttentionForward& params) = 0;
-  virtual Traffic traffic(const AttentionBackward& params) = 0;
+  virtual Traffic traffic(const KernelCall& call) = 0;
 
-  virtual Outcome run(const AttentionForward& params, const Executor& executor) = 0;
-  virtual Outcome run(const AttentionBackward& params, const Executor& executor) = 0;
-  virtual Outcome run(const GateForward& params, const Executor& executor) = 0;
-  virtual Outcome run(const GateBackward& params, const Executor& executor) = 0;
+  /// Arguments must have been validated; only calls that are not refused.
+  virtual Outcome run(const KernelCall& call, const Executor& executor) = 0;
 
   /// Of operands that are not resident, through the same path as a call's.
   virtual Outcome measureCopies(const Executor& executor, CopySpeed* speed) = 0;
@@ -74,7 +71,7 @@ class Accelerator {
 
 /// The library's only exported function, found by this name. Returns null and sets `reason` if the device cannot be
 /// used. `version` must be kAcceleratorVersion of the caller, which guards against a library of another build.
-constexpr int kAcceleratorVersion = 1;
+constexpr int kAcceleratorVersion = 2;
 constexpr const char* kOpenAcceleratorName = "gatedfwa_open_accelerator";
 using OpenAccelerator = Accelerator* (*)(int version, const AcceleratorOptions& options, std::string& reason);
 

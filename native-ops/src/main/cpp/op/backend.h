@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 #include "libnd4j/abi.h"
 
 namespace gatedfwa {
@@ -23,13 +23,13 @@ class Backend {
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
+  /// May an op read its arrays' elements?
+  static const bool kArraysOnHost;
+
   /// Address of the array's first element where the kernels can use it.
   static void* data(sd::NDArray& array);
 
-  void run(const AttentionForward& params) const;
-  void run(const AttentionBackward& params) const;
-  void run(const GateForward& params) const;
-  void run(const GateBackward& params) const;
+  void run(const KernelCall& call) const;
 
  private:
   sd::graph::Context& context_;

@@ -1,20 +1,12 @@
 // nd4j-cuda: arrays live on the device of ND4J's thread.
 #include "op/backend.h"
 #include "op/gpu_runtime.h"
-#include "op/plugin_op.h"
 
 namespace gatedfwa {
 namespace {
 
 std::vector<const sd::NDArray*> constant(const std::vector<sd::NDArray*>& arrays) {
   return {arrays.begin(), arrays.end()};
-}
-
-/// As libnd4j's own ops leave them: ready in the order of the stream, and newer on the device than on the host.
-template <typename Params>
-void runOnStream(sd::graph::Context& context, const Params& params) {
-  gpu::run(params, *context.launchContext()->getCudaStream());
-  sd::NDArray::registerSpecialUse(constant(context.fastpath_out()), constant(context.fastpath_in()));
 }
 
 }  // namespace
@@ -26,13 +18,14 @@ Backend::Backend(sd::graph::Context& context) : context_(context) {
 }
 Backend::~Backend() = default;
 
+const bool Backend::kArraysOnHost = false;
+
 void* Backend::data(sd::NDArray& array) { return array.specialBufferWithOffset(0); }
 
-void Backend::run(const AttentionForward& params) const { runOnStream(context_, params); }
-void Backend::run(const AttentionBackward& params) const { runOnStream(context_, params); }
-void Backend::run(const GateForward& params) const { runOnStream(context_, params); }
-void Backend::run(const GateBackward& params) const { runOnStream(context_, params); }
-
-std::vector<PluginOp*> pluginOps() { return {gatedFwaOp(), gatedFwaBpOp(), gatedFwaGateOp(), gatedFwaGateBpOp()}; }
+void Backend::run(const KernelCall& call) const {
+  gpu::run(call, *context_.launchContext()->getCudaStream());
+  // As libnd4j's own ops leave them: ready in the order of the stream, and newer on the device than on the host.
+  sd::NDArray::registerSpecialUse(constant(context_.fastpath_out()), constant(context_.fastpath_in()));
+}
 
 }  // namespace gatedfwa

@@ -2,8 +2,9 @@
 
 #include <atomic>
 #include <mutex>
+#include <variant>
 
-#include "gatedfwa_cuda.h"
+#include "kernel_door.h"
 #include "op/backend.h"
 #include "op/work.h"
 
@@ -63,42 +64,6 @@ class Scratch {
   cudaStream_t stream_;
 };
 
-void finish(const cuda::Device& device, const cuda::Result& result) {
-  if (!result) fail(nameOf(device), result.cuda);
-  calls.fetch_add(1, std::memory_order_relaxed);
-}
-
-size_t workspace(const AttentionForward& params, const cuda::Device& device, cuda::FloatMode mode) {
-  return cuda::attentionForwardWorkspace(params, device, mode);
-}
-size_t workspace(const AttentionBackward& params, const cuda::Device& device, cuda::FloatMode mode) {
-  return cuda::attentionBackwardWorkspace(params, device, mode);
-}
-
-cuda::Result launch(const AttentionForward& params, const cuda::Device& device, cuda::FloatMode mode,
-                    const Scratch& scratch, cudaStream_t stream) {
-  return cuda::attentionForward(params, device, mode, scratch.data(), scratch.bytes(), stream);
-}
-cuda::Result launch(const AttentionBackward& params, const cuda::Device& device, cuda::FloatMode mode,
-                    const Scratch& scratch, cudaStream_t stream) {
-  return cuda::attentionBackward(params, device, mode, scratch.data(), scratch.bytes(), stream);
-}
-
-template <typename Params>
-void runAttention(const Params& params, cudaStream_t stream) {
-  const cuda::Device device = currentDevice();
-  const cuda::FloatMode mode = floatMode;
-  const Work work = workOf(params);
-  const cuda::Selection selection = cuda::selectKernel(params, device, mode, work.backward);
-  if (selection.kernel == cuda::Kernel::None) throw DeviceError(nameOf(device) + ": " + selection.reason);
-  {
-    const std::lock_guard<std::mutex> guard(decisionLock);
-    decision = work.description + ": " + nameOf(device) + ", " + selection.reason;
-  }
-  const Scratch scratch(device, workspace(params, device, mode), stream);
-  finish(device, launch(params, device, mode, scratch, stream));
-}
-
 }  // namespace
 
 std::string open(const Settings& settings) {
@@ -128,15 +93,24 @@ std::string open(const Settings& settings) {
   return name;
 }
 
-void run(const AttentionForward& params, cudaStream_t stream) { runAttention(params, stream); }
-void run(const AttentionBackward& params, cudaStream_t stream) { runAttention(params, stream); }
-
-void run(const GateForward& params, cudaStream_t stream) {
-  finish(currentDevice(), cuda::gateForward(params, nullptr, stream));
-}
-
-void run(const GateBackward& params, cudaStream_t stream) {
-  finish(currentDevice(), cuda::gateBackward(params, stream));
+void run(const KernelCall& call, cudaStream_t stream) {
+  const cuda::Device device = currentDevice();
+  const cuda::FloatMode mode = floatMode;
+  const Work work = workOf(call);
+  std::visit(
+      [&](const auto& params) {
+        const cuda::Selection selection = cuda::select(params, device, mode);
+        if (selection.kernel == cuda::Kernel::None) throw DeviceError(nameOf(device) + ": " + selection.reason);
+        if (work.kind != OpKind::Gate) {
+          const std::lock_guard<std::mutex> guard(decisionLock);
+          decision = work.description + ": " + nameOf(device) + ", " + selection.reason;
+        }
+        const Scratch scratch(device, cuda::workspace(params, device, mode), stream);
+        const cuda::Result result = cuda::launch(params, device, mode, scratch.data(), scratch.bytes(), stream);
+        if (!result) fail(nameOf(device), result.cuda);
+      },
+      call);
+  calls.fetch_add(1, std::memory_order_relaxed);
 }
 
 Report report() {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 
 struct CUstream_st;
 
@@ -22,10 +22,7 @@ std::string open(const Settings& settings);
 
 /// Enqueues the kernels on `stream` of the calling thread's device. Throws DeviceError if the device cannot run them,
 /// has no scratch memory left or has failed.
-void run(const AttentionForward& params, CUstream_st* stream);
-void run(const AttentionBackward& params, CUstream_st* stream);
-void run(const GateForward& params, CUstream_st* stream);
-void run(const GateBackward& params, CUstream_st* stream);
+void run(const KernelCall& call, CUstream_st* stream);
 
 struct Report {
   int64_t calls = 0;         ///< of all ops, enqueued without an error

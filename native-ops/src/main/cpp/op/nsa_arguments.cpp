@@ -285,17 +285,19 @@ NsaSelect nsaSelectParams(const OpArguments& arguments, const std::vector<ArrayV
   return params;
 }
 
-NsaSelectedForward nsaSelectedForwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs) {
+NsaSelectedForward nsaSelectedForwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs,
+                                            bool checkIndices) {
   const Selected x = selectedOf(arguments);
   const NsaSelectedForward params = forwardParams<NsaSelectedForward>(x, outputs);
-  x.values();
+  if (checkIndices) x.values();
   return params;
 }
 
-NsaSelectedBackward nsaSelectedBackwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs) {
+NsaSelectedBackward nsaSelectedBackwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs,
+                                              bool checkIndices) {
   const Selected x = selectedGradientOf(arguments);
   const NsaSelectedBackward params = backwardParams<NsaSelectedBackward>(x, outputs);
-  x.values();
+  if (checkIndices) x.values();
   return params;
 }
 

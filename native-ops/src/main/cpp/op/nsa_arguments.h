@@ -26,11 +26,14 @@ std::vector<OutputShape> nsaSelectedForwardShapes(const OpArguments& arguments);
 std::vector<OutputShape> nsaSelectedBackwardShapes(const OpArguments& arguments);
 
 /// The kernel's arguments. `outputs` must have the shapes and types above, no two elements of them at one address, and
-/// none at an input's; each row of indices must be ascending numbers below S and then -1s.
+/// none at an input's; each row of indices must be ascending numbers below S and then -1s, which is looked at if
+/// `checkIndices`: they must be in the host's memory.
 NsaCompressedForward nsaCompressedForwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs);
 NsaCompressedBackward nsaCompressedBackwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs);
 NsaSelect nsaSelectParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs);
-NsaSelectedForward nsaSelectedForwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs);
-NsaSelectedBackward nsaSelectedBackwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs);
+NsaSelectedForward nsaSelectedForwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs,
+                                            bool checkIndices = true);
+NsaSelectedBackward nsaSelectedBackwardParams(const OpArguments& arguments, const std::vector<ArrayView>& outputs,
+                                              bool checkIndices = true);
 
 }  // namespace gatedfwa

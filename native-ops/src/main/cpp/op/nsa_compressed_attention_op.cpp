@@ -1,4 +1,3 @@
-#include "op/cpu_runtime.h"
 #include "op/nsa_arguments.h"
 #include "op/plugin_op.h"
 
@@ -14,8 +13,8 @@ class NsaCompressedAttentionOp final : public PluginOp {
     return nsaCompressedForwardShapes(arguments);
   }
 
-  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend&) const override {
-    cpu::nsaCompressedForward(nsaCompressedForwardParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend& backend) const override {
+    backend.run(nsaCompressedForwardParams(arguments, outputs));
   }
 };
 

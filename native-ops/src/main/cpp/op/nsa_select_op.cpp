@@ -1,4 +1,3 @@
-#include "op/cpu_runtime.h"
 #include "op/nsa_arguments.h"
 #include "op/plugin_op.h"
 
@@ -12,8 +11,8 @@ class NsaSelectOp final : public PluginOp {
  private:
   std::vector<OutputShape> shapes(const OpArguments& arguments) const override { return nsaSelectShapes(arguments); }
 
-  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend&) const override {
-    cpu::nsaSelect(nsaSelectParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend& backend) const override {
+    backend.run(nsaSelectParams(arguments, outputs));
   }
 };
 

@@ -1,4 +1,3 @@
-#include "op/cpu_runtime.h"
 #include "op/nsa_arguments.h"
 #include "op/plugin_op.h"
 
@@ -14,8 +13,8 @@ class NsaSelectedAttentionBpOp final : public PluginOp {
     return nsaSelectedBackwardShapes(arguments);
   }
 
-  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend&) const override {
-    cpu::nsaSelectedBackward(nsaSelectedBackwardParams(arguments, outputs), nd4jExecutor(), instructionSet());
+  void run(const OpArguments& arguments, const std::vector<ArrayView>& outputs, const Backend& backend) const override {
+    backend.run(nsaSelectedBackwardParams(arguments, outputs, Backend::kArraysOnHost));
   }
 };
 

@@ -43,9 +43,7 @@ void decide(const Work& work, const std::string& text) {
 }
 
 /// Whether to try the device; says why in `decision`.
-template <typename Params>
-bool onDevice(const Params& params, const Work& work) {
-  if (state.device == nullptr) return false;
+bool onDevice(const KernelCall& call, const Work& work) {
   if (lost) {
     decide(work, "cpu: the device is lost");
     return false;
@@ -54,7 +52,7 @@ bool onDevice(const Params& params, const Work& work) {
     decide(work, "cpu: nothing to compute");
     return false;
   }
-  if (const char* refusal = state.device->refusal(params, work.backward)) {
+  if (const char* refusal = state.device->refusal(call)) {
     decide(work, std::string("cpu: ") + refusal);
     return false;
   }
@@ -62,7 +60,7 @@ bool onDevice(const Params& params, const Work& work) {
     decide(work, state.device->name() + ", as asked for");
     return true;
   }
-  const double cpu = state.model.onCpu(work), device = state.model.onDevice(work, state.device->traffic(params));
+  const double cpu = state.model.onCpu(work), device = state.model.onDevice(work, state.device->traffic(call));
   const bool pays = device < cpu;
   decide(work, (pays ? state.device->name() : "cpu") + ", expected to take " + milliseconds(device) +
                    " on the device, " + milliseconds(cpu) + " on the CPU");
@@ -70,9 +68,8 @@ bool onDevice(const Params& params, const Work& work) {
 }
 
 /// True if the device did it.
-template <typename Params>
-bool runOnDevice(const Params& params) {
-  const Outcome outcome = state.device->run(params, nd4jExecutor());
+bool runOnDevice(const KernelCall& call) {
+  const Outcome outcome = state.device->run(call, nd4jExecutor());
   switch (outcome.status) {
     case Outcome::Done:
       return true;
@@ -89,25 +86,17 @@ bool runOnDevice(const Params& params) {
   }
 }
 
-template <typename Params>
-bool attentionOnDevice(const Params& params) {
-  if (state.device == nullptr) {
-    cpuCalls.fetch_add(1, std::memory_order_relaxed);
-    return false;
-  }
-  const Work work = workOf(params);
-  if (onDevice(params, work)) {
-    if (runOnDevice(params)) return true;
-    decide(work, "cpu: out of device memory");
-  }
-  cpuCalls.fetch_add(1, std::memory_order_relaxed);
+bool attentionOnDevice(const KernelCall& call) {
+  const Work work = workOf(call);
+  if (!onDevice(call, work)) return false;
+  if (runOnDevice(call)) return true;
+  decide(work, "cpu: out of device memory");
   return false;
 }
 
 /// The gate computes about as little as a copy does: only when it was asked for.
-template <typename Params>
-bool gateOnDevice(const Params& params) {
-  return state.mode == Mode::Device && state.device != nullptr && !lost && runOnDevice(params);
+bool gateOnDevice(const KernelCall& call) {
+  return state.mode == Mode::Device && !lost && !state.device->refusal(call) && runOnDevice(call);
 }
 
 }  // namespace
@@ -134,20 +123,11 @@ std::string open(Mode mode, const std::string& path, const AcceleratorOptions& o
   return {};
 }
 
-void run(const AttentionForward& params) {
-  if (!attentionOnDevice(params)) cpu::attentionForward(params, nd4jExecutor(), instructionSet());
-}
-
-void run(const AttentionBackward& params) {
-  if (!attentionOnDevice(params)) cpu::attentionBackward(params, nd4jExecutor(), instructionSet());
-}
-
-void run(const GateForward& params) {
-  if (!gateOnDevice(params)) cpu::gateForward(params, nd4jExecutor(), instructionSet());
-}
-
-void run(const GateBackward& params) {
-  if (!gateOnDevice(params)) cpu::gateBackward(params, nd4jExecutor(), instructionSet());
+void run(const KernelCall& call) {
+  const bool isGate = std::holds_alternative<GateForward>(call) || std::holds_alternative<GateBackward>(call);
+  if (state.device != nullptr && (isGate ? gateOnDevice(call) : attentionOnDevice(call))) return;
+  if (!isGate) cpuCalls.fetch_add(1, std::memory_order_relaxed);
+  cpu::run(call, nd4jExecutor(), instructionSet());
 }
 
 std::string deviceName() { return state.device != nullptr ? state.device->name() : "cpu"; }

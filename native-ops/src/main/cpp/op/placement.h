@@ -4,7 +4,7 @@
 #include <string>
 
 #include "kernel/accelerator.h"
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 
 namespace gatedfwa::placement {
 
@@ -17,11 +17,8 @@ enum class Mode {
 /// by `mode`. Returns an empty text, or why everything stays on the CPU. Not to be called while calls run.
 std::string open(Mode mode, const std::string& path, const AcceleratorOptions& options);
 
-/// Run the kernel. Throw DeviceError or std::bad_alloc.
-void run(const AttentionForward& params);
-void run(const AttentionBackward& params);
-void run(const GateForward& params);
-void run(const GateBackward& params);
+/// Runs the kernel. Throws DeviceError or std::bad_alloc.
+void run(const KernelCall& call);
 
 /// "cpu" or the device's name.
 std::string deviceName();

@@ -115,4 +115,16 @@ sd::Status PluginOp::validateAndExecute(sd::graph::Context& context) {
   }
 }
 
+std::vector<PluginOp*> pluginOps() {
+  return {gatedFwaOp(),
+          gatedFwaBpOp(),
+          gatedFwaGateOp(),
+          gatedFwaGateBpOp(),
+          nsaCompressedAttentionOp(),
+          nsaCompressedAttentionBpOp(),
+          nsaSelectOp(),
+          nsaSelectedAttentionOp(),
+          nsaSelectedAttentionBpOp()};
+}
+
 }  // namespace gatedfwa

@@ -43,7 +43,7 @@ PluginOp* nsaSelectOp();
 PluginOp* nsaSelectedAttentionOp();
 PluginOp* nsaSelectedAttentionBpOp();
 
-/// Those that this plug-in's back end has kernels for.
+/// All of them, new.
 std::vector<PluginOp*> pluginOps();
 
 }  // namespace gatedfwa

@@ -3,19 +3,23 @@
 
 #include <string>
 
-#include "kernel/params.h"
+#include "kernel/kernel_call.h"
 
 namespace gatedfwa {
 
+enum class OpKind { Gate, Window, Compressed, Select, Selected };
+constexpr int kOpKinds = 5;
+
 struct Work {
+  OpKind kind;
   ElementType type;
   bool backward;
-  double flops;             ///< of the visible pairs: 2 products forward, 5 backward
+  double flops;             ///< of the pairs that are seen: 2 products forward, 5 backward, 1 in the choice
   std::string description;  ///< such as "gated_fwa FLOAT B 1, N 4096, M 4096, H 8/8, D 64/64, w 512"
 };
 
-Work workOf(const AttentionForward& params);
-Work workOf(const AttentionBackward& params);
+/// A query of selected attention counts with all topN blocks: the indices may lie anywhere and are not looked at.
+Work workOf(const KernelCall& call);
 
 const char* nameOf(ElementType type);
 

@@ -1,10 +1,12 @@
 #include "offload/cuda_accelerator.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <new>
+#include <type_traits>
 
+#include "kernel_door.h"
 #include "offload/pipeline.h"
 
 namespace gatedfwa::cuda {
@@ -26,74 +28,19 @@ int64_t bytesOf(ElementType type) {
 /// Of decays and log-sum-exp.
 int64_t sumBytesOf(ElementType type) { return type == ElementType::Float64 ? 8 : 4; }
 
-char* address(const Input& x) { return static_cast<char*>(const_cast<void*>(x.data)); }
-char* address(const Output& x) { return static_cast<char*>(x.data); }
-
-/// [B, length, heads, size]
-template <typename Tensor>
-HostRows headRows(const Tensor& x, int64_t elementBytes, int64_t batch, int64_t length, int64_t heads, int64_t size) {
-  return {address(x), elementBytes, batch, heads, length, size, x.strides[0], x.strides[2], x.strides[1], x.strides[3]};
-}
-
-/// [B, length, width], all heads in a row
-template <typename Tensor>
-HostRows tokenRows(const Tensor& x, int64_t elementBytes, int64_t batch, int64_t length, int64_t width) {
-  return {address(x), elementBytes, batch, 1, length, width, x.strides[0], 0, x.strides[1], x.strides[2]};
-}
-
-/// [B, H, N]
-template <typename Tensor>
-HostRows lseRows(const Tensor& x, int64_t elementBytes, int64_t batch, int64_t heads, int64_t length) {
-  return {address(x), elementBytes, batch, heads, length, 1, x.strides[0], x.strides[1], x.strides[2], 1};
-}
-
-/// The part of an operand's dense copy that a piece works on, as a kernel's tensor.
-template <typename Tensor>
-Tensor onDevice(const Operand& operand, const PieceRange& piece) {
-  const HostRows& h = operand.host;
-  const int64_t plane = piece.unit0 * operand.planesPerUnit;
-  Tensor x;
-  x.data = operand.array->address() + (piece.batch0 * h.planes + plane) * h.rows * h.rowBytes();
-  x.strides[0] = h.planes * h.rows * h.width;
-  x.strides[1] = h.width;
-  x.strides[2] = h.rows * h.width;
-  x.strides[3] = 1;
-  return x;
-}
-
-/// tokenRows hold all heads: those of the piece start inside the row.
-template <typename Tensor>
-Tensor tokensOnDevice(const Operand& operand, const PieceRange& piece, int64_t firstHead) {
-  Tensor x = onDevice<Tensor>(operand, piece);
-  x.data =
-      static_cast<char*>(const_cast<void*>(static_cast<const void*>(x.data))) + firstHead * operand.host.elementBytes;
-  x.strides[2] = 1;
-  return x;
-}
-
-template <typename Tensor>
-Tensor lseOnDevice(const Operand& operand, const PieceRange& piece) {
-  Tensor x = onDevice<Tensor>(operand, piece);
-  x.strides[1] = operand.host.rows;
-  x.strides[2] = 1;
-  return x;
-}
-
-Operand input(const HostRows& host, int64_t planesPerUnit) { return {host, false, planesPerUnit, nullptr}; }
-Operand output(const HostRows& host, int64_t planesPerUnit) { return {host, true, planesPerUnit, nullptr}; }
-
-/// Indices of an attention job's operands; an absent one is -1.
-struct AttentionOperands {
-  int q = -1, k = -1, v = -1, alpha = -1, mask = -1, o = -1, lse = -1, dO = -1, dq = -1, dk = -1, dv = -1, dalpha = -1;
+/// How an operand lies in memory, and what of it belongs to a key/value head.
+enum class Layout {
+  Heads,   ///< [B, length, heads, size]: some of its heads
+  Tokens,  ///< [B, length, size]: some elements of each row; all rows go to the device whole
+  Lse      ///< [B, heads, length]: some of its heads
 };
 
 /// Keys that no query sees stay on the host.
-template <typename Params>
-Params withoutUnseenKeys(Params p) {
+AttentionForward withoutUnseenKeys(AttentionForward p) {
   const int64_t seen = std::min(p.keyLength, p.queryLength + std::min(p.window, p.keyLength) - 1);
   const int64_t unseen = p.keyLength - seen;
   const auto advance = [&](Input& x, int64_t bytes) {
-    if (x.data) x.data = address(x) + unseen * x.strides[1] * bytes;
+    if (x.data) x.data = static_cast<const char*>(x.data) + unseen * x.strides[1] * bytes;
   };
   advance(p.k, bytesOf(p.type));
   advance(p.v, bytesOf(p.type));
@@ -102,45 +49,120 @@ Params withoutUnseenKeys(Params p) {
   p.keyLength = seen;
   return p;
 }
+template <typename Params>
+const Params& withoutUnseenKeys(const Params& p) {
+  return p;
+}
 
-class AttentionJob : public Job {
+int64_t keysOf(const AttentionProblem& p) { return p.keyLength; }
+int64_t keysOf(const NsaCompressedProblem& p) { return p.blocks; }
+int64_t keysOf(const NsaSelectedProblem& p) { return p.keyLength; }
+
+/// A call's operands as rows of the host and, for its pieces, as tensors on the device.
+template <typename Params>
+class KernelJob : public Job {
  public:
-  int add(Operand operand) {
-    operands.push_back(std::move(operand));
-    return static_cast<int>(operands.size()) - 1;
-  }
-
-  AttentionOperands at;
-
-  void addInputs(const AttentionProblem& p) {
-    const int64_t bytes = bytesOf(p.type), group = p.heads / p.kvHeads;
-    batch = p.batch;
-    unitsPerBatch = p.kvHeads;
-    at.q = add(input(headRows(p.q, bytes, p.batch, p.queryLength, p.heads, p.headSize), group));
-    at.k = add(input(headRows(p.k, bytes, p.batch, p.keyLength, p.kvHeads, p.headSize), 1));
-    at.v = add(input(headRows(p.v, bytes, p.batch, p.keyLength, p.kvHeads, p.valueSize), 1));
-    if (p.alpha.data) at.alpha = add(input(tokenRows(p.alpha, sumBytesOf(p.type), p.batch, p.keyLength, p.heads), 0));
-    if (p.mask.data) {
-      HostRows mask = tokenRows(p.mask, bytesOf(p.maskType), p.batch, p.keyLength, 1);
-      mask.elementStride = 1;
-      at.mask = add(input(mask, 0));
+  explicit KernelJob(const Params& params) : whole_(withoutUnseenKeys(params)) {
+    const Params& p = whole_;
+    const int64_t bytes = bytesOf(p.type), sumBytes = sumBytesOf(p.type);
+    if constexpr (kIsGate<Params>) {
+      const auto add = [&](auto tensor) { this->add(tensor, Layout::Tokens, bytes, p.length, 1, p.heads, 0); };
+      add(&Params::h);
+      add(&Params::beta);
+      if constexpr (kIsBackward<Params>) {
+        add(&Params::dalpha);
+        add(&Params::dh);
+        add(&Params::dbeta);
+      } else {
+        add(&Params::alpha);
+      }
+    } else {
+      batch = p.batch;
+      unitsPerBatch = p.kvHeads;
+      const int64_t keys = keysOf(p), group = p.heads / p.kvHeads;
+      const auto addQueries = [&](auto tensor, int64_t size) {
+        add(tensor, Layout::Heads, bytes, p.queryLength, p.heads, size, group);
+      };
+      const auto addKeys = [&](auto tensor, int64_t size) {
+        add(tensor, Layout::Heads, bytes, keys, p.kvHeads, size, 1);
+      };
+      addQueries(&Params::q, p.headSize);
+      addKeys(&Params::k, p.headSize);
+      addKeys(&Params::v, p.valueSize);
+      add(&Params::mask, Layout::Tokens, bytesOf(p.maskType), keys, 1, 1, 0);
+      if constexpr (kIsWindow<Params>) add(&Params::alpha, Layout::Tokens, sumBytes, keys, 1, p.heads, group);
+      if constexpr (kIsSelect<Params> || kIsSelected<Params>)
+        add(&Params::indices, Layout::Heads, 4, p.queryLength, p.kvHeads, p.topN, 1);
+      add(&Params::lse, Layout::Lse, sumBytes, p.queryLength, p.heads, 1, group);
+      if constexpr (!kIsSelect<Params>) addQueries(&Params::o, p.valueSize);
+      if constexpr (kIsBackward<Params>) {
+        addQueries(&Params::dO, p.valueSize);
+        addQueries(&Params::dq, p.headSize);
+        addKeys(&Params::dk, p.headSize);
+        addKeys(&Params::dv, p.valueSize);
+        if constexpr (kIsWindow<Params>) add(&Params::dalpha, Layout::Tokens, sumBytes, keys, 1, p.heads, group);
+      }
     }
   }
 
-  template <typename Params>
-  Params piece(const Params& whole, const PieceRange& range) const {
-    Params p = whole;
-    const int64_t group = whole.heads / whole.kvHeads;
-    p.batch = range.batch1 - range.batch0;
-    p.kvHeads = range.unit1 - range.unit0;
-    p.heads = p.kvHeads * group;
-    p.q = onDevice<Input>(operands[at.q], range);
-    p.k = onDevice<Input>(operands[at.k], range);
-    p.v = onDevice<Input>(operands[at.v], range);
-    if (at.alpha >= 0) p.alpha = tokensOnDevice<Input>(operands[at.alpha], range, range.unit0 * group);
-    if (at.mask >= 0) p.mask = tokensOnDevice<Input>(operands[at.mask], range, 0);
+  /// The problem that a piece works on. Operands that have no array yet lie at an address that is as aligned.
+  Params piece(const PieceRange& range) const {
+    Params p = whole_;
+    if constexpr (!kIsGate<Params>) {
+      p.batch = range.batch1 - range.batch0;
+      p.kvHeads = range.unit1 - range.unit0;
+      p.heads = p.kvHeads * (whole_.heads / whole_.kvHeads);
+    }
+    for (const Binding& bind : bindings_) bind(*this, range, p);
     return p;
   }
+
+ private:
+  using Binding = std::function<void(const KernelJob&, const PieceRange&, Params&)>;
+
+  /// `perUnit`: heads, or elements of a row, that belong to a key/value head. An absent operand is left out.
+  template <typename Tensor, typename Owner>
+  void add(Tensor Owner::*tensor, Layout layout, int64_t elementBytes, int64_t length, int64_t heads, int64_t size,
+           int64_t perUnit) {
+    const Tensor& x = whole_.*tensor;
+    if (x.data == nullptr) return;
+    char* const data = static_cast<char*>(const_cast<void*>(static_cast<const void*>(x.data)));
+    HostRows host{data, elementBytes, whole_.batch, heads, length, size, x.strides[0], 0, x.strides[1], 1};
+    switch (layout) {
+      case Layout::Heads:
+        host.planeStride = x.strides[2];
+        host.elementStride = x.strides[3];
+        break;
+      case Layout::Tokens:
+        if (size > 1) host.elementStride = x.strides[2];
+        break;
+      case Layout::Lse:
+        host.planeStride = x.strides[1];
+        host.rowStride = x.strides[2];
+    }
+    const size_t index = operands.size();
+    operands.push_back({host, std::is_same_v<Tensor, Output>, layout == Layout::Tokens ? 0 : perUnit, nullptr});
+    bindings_.push_back([=](const KernelJob& job, const PieceRange& range, Params& p) {
+      const Operand& operand = job.operands[index];
+      const HostRows& h = operand.host;
+      char* const array = operand.array ? operand.array->address() : reinterpret_cast<char*>(kAlignedAddress);
+      const int64_t row = (range.batch0 * h.planes + range.unit0 * operand.planesPerUnit) * h.rows;
+      const int64_t within = layout == Layout::Tokens ? range.unit0 * perUnit * h.elementBytes : 0;
+      const int64_t batchStride = h.planes * h.rows * h.width, planeStride = h.rows * h.width;
+      Tensor& on = p.*tensor;
+      on.data = array + row * h.rowBytes() + within;
+      if (layout == Layout::Heads)
+        on = {on.data, {batchStride, h.width, planeStride, 1}};
+      else if (layout == Layout::Tokens)
+        on = {on.data, {batchStride, h.width, 1, 0}};
+      else
+        on = {on.data, {batchStride, planeStride, 1, 0}};
+    });
+  }
+
+  static constexpr uintptr_t kAlignedAddress = 4096;
+  const Params whole_;
+  std::vector<Binding> bindings_;
 };
 
 class CudaAccelerator final : public Accelerator {
@@ -169,95 +191,24 @@ class CudaAccelerator final : public Accelerator {
 
   const std::string& name() const override { return name_; }
 
-  const char* refusal(const AttentionProblem& p, bool backward) const override {
-    if (p.heads * sumBytesOf(p.type) > kSlotBytes) return "too many heads for a staging buffer";
-    const Selection selection = selectKernel(p, device_, mode_, backward);
-    return selection.kernel == Kernel::None ? selection.reason : nullptr;
+  const char* refusal(const KernelCall& call) const override {
+    return std::visit(
+        [this](const auto& params) -> const char* {
+          const KernelJob job(params);
+          for (const Operand& operand : job.operands)
+            if (operand.host.rowBytes() > kSlotBytes) return "a row of an operand is larger than a staging buffer";
+          const Selection selection = select(params, device_, mode_);
+          return selection.kernel == Kernel::None ? selection.reason : nullptr;
+        },
+        call);
   }
 
-  Traffic traffic(const AttentionForward& params) override { return traffic(forwardJob(withoutUnseenKeys(params))); }
-  Traffic traffic(const AttentionBackward& params) override { return traffic(backwardJob(params)); }
-
-  Outcome run(const AttentionForward& params, const Executor& executor) override {
-    const AttentionForward p = withoutUnseenKeys(params);
-    AttentionJob job = forwardJob(p);
-    const auto piece = [&job, &p](const PieceRange& range) {
-      AttentionForward d = job.piece(p, range);
-      d.o = onDevice<Output>(job.operands[job.at.o], range);
-      d.lse = lseOnDevice<Output>(job.operands[job.at.lse], range);
-      return d;
-    };
-    job.workspace = [&](const PieceRange& range) {
-      return static_cast<int64_t>(attentionForwardWorkspace(sized(p, range), device_, mode_));
-    };
-    job.launch = [&](const PieceRange& range, void* workspace, int64_t bytes, cudaStream_t stream) {
-      return attentionForward(piece(range), device_, mode_, workspace, static_cast<size_t>(bytes), stream);
-    };
-    const Outcome outcome = execute(job, executor);
-    if (outcome.status == Outcome::Done)
-      for (Operand& operand : job.operands) resident_.put(operand.host, std::move(operand.array));
-    return outcome;
+  Traffic traffic(const KernelCall& call) override {
+    return std::visit([this](const auto& params) { return traffic(KernelJob(params)); }, call);
   }
 
-  Outcome run(const AttentionBackward& p, const Executor& executor) override {
-    AttentionJob job = backwardJob(p);
-    const auto piece = [&job, &p](const PieceRange& range) {
-      AttentionBackward d = job.piece(p, range);
-      const AttentionOperands& at = job.at;
-      d.o = onDevice<Input>(job.operands[at.o], range);
-      d.lse = lseOnDevice<Input>(job.operands[at.lse], range);
-      d.dO = onDevice<Input>(job.operands[at.dO], range);
-      d.dq = onDevice<Output>(job.operands[at.dq], range);
-      d.dk = onDevice<Output>(job.operands[at.dk], range);
-      d.dv = onDevice<Output>(job.operands[at.dv], range);
-      if (at.dalpha >= 0)
-        d.dalpha = tokensOnDevice<Output>(job.operands[at.dalpha], range, range.unit0 * (p.heads / p.kvHeads));
-      return d;
-    };
-    job.workspace = [&](const PieceRange& range) {
-      return static_cast<int64_t>(attentionBackwardWorkspace(sized(p, range), device_, mode_));
-    };
-    job.launch = [&](const PieceRange& range, void* workspace, int64_t bytes, cudaStream_t stream) {
-      return attentionBackward(piece(range), device_, mode_, workspace, static_cast<size_t>(bytes), stream);
-    };
-    return execute(job, executor);  // the forward's arrays are not needed again: they go with the job
-  }
-
-  Outcome run(const GateForward& p, const Executor& executor) override {
-    const int64_t bytes = bytesOf(p.type);
-    Job job;
-    for (const Input* x : {&p.h, &p.beta})
-      job.operands.push_back(input(tokenRows(*x, bytes, p.batch, p.length, p.heads), 0));
-    job.operands.push_back(output(tokenRows(p.alpha, bytes, p.batch, p.length, p.heads), 0));
-    job.workspace = [](const PieceRange&) { return int64_t{0}; };
-    job.launch = [&](const PieceRange& range, void*, int64_t, cudaStream_t stream) {
-      GateForward d = p;
-      d.h = tokensOnDevice<Input>(job.operands[0], range, 0);
-      d.beta = tokensOnDevice<Input>(job.operands[1], range, 0);
-      d.alpha = tokensOnDevice<Output>(job.operands[2], range, 0);
-      return gateForward(d, nullptr, stream);
-    };
-    return execute(job, executor);
-  }
-
-  Outcome run(const GateBackward& p, const Executor& executor) override {
-    const int64_t bytes = bytesOf(p.type);
-    Job job;
-    for (const Input* x : {&p.h, &p.beta, &p.dalpha})
-      job.operands.push_back(input(tokenRows(*x, bytes, p.batch, p.length, p.heads), 0));
-    for (const Output* x : {&p.dh, &p.dbeta})
-      job.operands.push_back(output(tokenRows(*x, bytes, p.batch, p.length, p.heads), 0));
-    job.workspace = [](const PieceRange&) { return int64_t{0}; };
-    job.launch = [&](const PieceRange& range, void*, int64_t, cudaStream_t stream) {
-      GateBackward d = p;
-      d.h = tokensOnDevice<Input>(job.operands[0], range, 0);
-      d.beta = tokensOnDevice<Input>(job.operands[1], range, 0);
-      d.dalpha = tokensOnDevice<Input>(job.operands[2], range, 0);
-      d.dh = tokensOnDevice<Output>(job.operands[3], range, 0);
-      d.dbeta = tokensOnDevice<Output>(job.operands[4], range, 0);
-      return gateBackward(d, stream);
-    };
-    return execute(job, executor);
+  Outcome run(const KernelCall& call, const Executor& executor) override {
+    return std::visit([&](const auto& params) { return runKernels(params, executor); }, call);
   }
 
   Outcome measureCopies(const Executor& executor, CopySpeed* speed) override {
@@ -293,60 +244,22 @@ class CudaAccelerator final : public Accelerator {
   }
 
  private:
-  AttentionJob forwardJob(const AttentionForward& p) const {
-    AttentionJob job;
-    job.addInputs(p);
-    const int64_t group = p.heads / p.kvHeads;
-    job.at.o = job.add(output(headRows(p.o, bytesOf(p.type), p.batch, p.queryLength, p.heads, p.valueSize), group));
-    job.at.lse = job.add(output(lseRows(p.lse, sumBytesOf(p.type), p.batch, p.heads, p.queryLength), group));
-    return job;
-  }
-
-  AttentionJob backwardJob(const AttentionBackward& p) const {
-    AttentionJob job;
-    job.addInputs(p);
-    const int64_t bytes = bytesOf(p.type), group = p.heads / p.kvHeads;
-    const auto perQuery = [&](const auto& x, int64_t size) {
-      return headRows(x, bytes, p.batch, p.queryLength, p.heads, size);
-    };
-    const auto perKey = [&](const auto& x, int64_t size) {
-      return headRows(x, bytes, p.batch, p.keyLength, p.kvHeads, size);
-    };
-    job.at.o = job.add(input(perQuery(p.o, p.valueSize), group));
-    job.at.lse = job.add(input(lseRows(p.lse, sumBytesOf(p.type), p.batch, p.heads, p.queryLength), group));
-    job.at.dO = job.add(input(perQuery(p.dO, p.valueSize), group));
-    job.at.dq = job.add(output(perQuery(p.dq, p.headSize), group));
-    job.at.dk = job.add(output(perKey(p.dk, p.headSize), 1));
-    job.at.dv = job.add(output(perKey(p.dv, p.valueSize), 1));
-    if (p.dalpha.data)
-      job.at.dalpha = job.add(output(tokenRows(p.dalpha, sumBytesOf(p.type), p.batch, p.keyLength, p.heads), 0));
-    return job;
-  }
-
-  /// A piece's sizes; its operands are dense, which is what the size of the scratch memory depends on.
   template <typename Params>
-  static Params sized(const Params& whole, const PieceRange& range) {
-    Params p = whole;
-    p.batch = range.batch1 - range.batch0;
-    p.kvHeads = range.unit1 - range.unit0;
-    p.heads = p.kvHeads * (whole.heads / whole.kvHeads);
-    const auto dense = [](auto& x, int64_t rows, int64_t planes, int64_t width) {
-      x.strides[0] = rows * planes * width;
-      x.strides[1] = width;
-      x.strides[2] = rows * width;
-      x.strides[3] = 1;
-      if (x.data) x.data = reinterpret_cast<decltype(x.data)>(kAnyAlignedAddress);
+  Outcome runKernels(const Params& params, const Executor& executor) {
+    KernelJob job(params);
+    job.workspace = [&](const PieceRange& range) {
+      return static_cast<int64_t>(workspace(job.piece(range), device_, mode_));
     };
-    dense(p.q, p.queryLength, whole.heads, p.headSize);
-    dense(p.k, p.keyLength, whole.kvHeads, p.headSize);
-    dense(p.v, p.keyLength, whole.kvHeads, p.valueSize);
-    if constexpr (std::is_same_v<Params, AttentionBackward>) {
-      dense(p.o, p.queryLength, whole.heads, p.valueSize);
-      dense(p.dO, p.queryLength, whole.heads, p.valueSize);
-    }
-    return p;
+    job.launch = [&](const PieceRange& range, void* memory, int64_t bytes, cudaStream_t stream) {
+      return launch(job.piece(range), device_, mode_, memory, static_cast<size_t>(bytes), stream);
+    };
+    const Outcome outcome = execute(job, executor);
+    if (kIsGate<Params> || outcome.status != Outcome::Done) return outcome;
+    // A forward call's arrays stay for its backward call; after that only q, the first, which other branches may share.
+    const size_t kept = kIsBackward<Params> ? 1 : job.operands.size();
+    for (size_t i = 0; i < kept; i++) resident_.put(job.operands[i].host, std::move(job.operands[i].array));
+    return outcome;
   }
-  static constexpr uintptr_t kAnyAlignedAddress = 4096;
 
   Traffic traffic(const Job& job) {
     Traffic traffic;

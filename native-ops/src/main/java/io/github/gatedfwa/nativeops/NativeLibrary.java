@@ -19,7 +19,7 @@ import org.slf4j.LoggerFactory;
  * Loads the plug-in that adds the ops of GatedFWA (arXiv 2512.07782) and native sparse attention
  * (arXiv 2502.11089) to ND4J's back end: {@code gated_fwa}, {@code gated_fwa_gate}, {@code
  * nsa_compressed_attention}, {@code nsa_selected_attention}, the gradient op {@code .._bp} of each,
- * and {@code nsa_select} to nd4j-native; those of GatedFWA to nd4j-cuda.
+ * and {@code nsa_select}.
  *
  * <p>ND4J is started if it has not been. Ops that run in other threads while the plug-in registers
  * its own are at the mercy of libnd4j, whose registry has no lock for readers: load early.
@@ -91,15 +91,6 @@ public final class NativeLibrary {
    */
   public static void load() {
     loaded();
-  }
-
-  /**
-   * Whether the plug-in of the back end that ND4J runs on has an op of that name.
-   *
-   * @throws NativeLibraryException as {@link #load()} does
-   */
-  public static boolean hasOp(String opName) {
-    return loaded().ops().containsKey(opName);
   }
 
   /**

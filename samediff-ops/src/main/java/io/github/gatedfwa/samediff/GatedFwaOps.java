@@ -115,13 +115,6 @@ public final class GatedFwaOps {
     return NativeLibrary.deviceUsage();
   }
 
-  /**
-   * As {@link #isNativeAvailable()}, for the ops of native sparse attention: nd4j-cuda has none.
-   */
-  static boolean hasNativeNsa() {
-    return isNativeAvailable() && NativeLibrary.hasOp("nsa_select");
-  }
-
   private static boolean canLoad() {
     try {
       load();

@@ -38,7 +38,7 @@ public class NDNsa {
       long stride,
       long keyLength,
       double scale) {
-    if (GatedFwaOps.hasNativeNsa()) {
+    if (GatedFwaOps.isNativeAvailable()) {
       return Nd4j.exec(
           new NsaCompressedAttention(q, kCmp, vCmp, mask, blockLength, stride, keyLength, scale));
     }
@@ -68,7 +68,7 @@ public class NDNsa {
       long stride,
       long keyLength,
       double scale) {
-    if (GatedFwaOps.hasNativeNsa()) {
+    if (GatedFwaOps.isNativeAvailable()) {
       return Nd4j.exec(
           new NsaCompressedAttentionBp(
               q, kCmp, vCmp, mask, o, lse, dO, blockLength, stride, keyLength, scale));
@@ -98,7 +98,7 @@ public class NDNsa {
       long topN,
       long keyLength,
       double scale) {
-    if (GatedFwaOps.hasNativeNsa()) {
+    if (GatedFwaOps.isNativeAvailable()) {
       return Nd4j.exec(
           new NsaSelect(
               q, kCmp, lse, mask, blockLength, stride, selectionBlock, topN, keyLength, scale))[0];
@@ -129,7 +129,7 @@ public class NDNsa {
       INDArray mask,
       long selectionBlock,
       double scale) {
-    if (GatedFwaOps.hasNativeNsa()) {
+    if (GatedFwaOps.isNativeAvailable()) {
       return Nd4j.exec(new NsaSelectedAttention(q, k, v, indices, mask, selectionBlock, scale));
     }
     return ComposedNsaArrays.selectedAttention(q, k, v, indices, mask, selectionBlock, scale);
@@ -156,7 +156,7 @@ public class NDNsa {
       INDArray dO,
       long selectionBlock,
       double scale) {
-    if (GatedFwaOps.hasNativeNsa()) {
+    if (GatedFwaOps.isNativeAvailable()) {
       return Nd4j.exec(
           new NsaSelectedAttentionBp(q, k, v, indices, mask, o, lse, dO, selectionBlock, scale));
     }

@@ -151,7 +151,7 @@ public class SDNsa extends SDOps {
     NsaArguments.keyLength(NsaArguments.COMPRESSED, keyLength);
     Arguments.scale(NsaArguments.COMPRESSED, scale);
     return named(
-        GatedFwaOps.hasNativeNsa()
+        GatedFwaOps.isNativeAvailable()
             ? new NsaCompressedAttention(
                     sd, q, kCmp, vCmp, mask, blockLength, stride, keyLength, scale)
                 .outputVariables()
@@ -213,7 +213,7 @@ public class SDNsa extends SDOps {
     NsaArguments.keyLength(NsaArguments.SELECT, keyLength);
     Arguments.scale(NsaArguments.SELECT, scale);
     return named(
-        GatedFwaOps.hasNativeNsa()
+        GatedFwaOps.isNativeAvailable()
             ? new NsaSelect(
                     sd,
                     q,
@@ -283,7 +283,7 @@ public class SDNsa extends SDOps {
     NsaArguments.selectionBlock(NsaArguments.SELECTED, selectionBlock);
     Arguments.scale(NsaArguments.SELECTED, scale);
     return named(
-        GatedFwaOps.hasNativeNsa()
+        GatedFwaOps.isNativeAvailable()
             ? new NsaSelectedAttention(sd, q, k, v, indices, mask, selectionBlock, scale)
                 .outputVariables()
             : new ComposedNsaGraph(sd)

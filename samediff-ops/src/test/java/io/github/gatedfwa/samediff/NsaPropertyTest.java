@@ -111,7 +111,7 @@ class NsaPropertyTest {
     check(NsaImplementation.COMPOSED_GRAPH, problem);
   }
 
-  private static void check(NsaImplementation implementation, Problem problem) {
+  static void check(NsaImplementation implementation, Problem problem) {
     NsaCase c = problem.nsaCase().castTo(problem.type());
     if (implementation == NsaImplementation.COMPOSED_GRAPH && c.kCmp().isEmpty()) {
       return; // SameDiff has no empty arrays

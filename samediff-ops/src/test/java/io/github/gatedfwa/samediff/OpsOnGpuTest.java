@@ -134,6 +134,66 @@ class OpsOnGpuTest {
     test.manyThreadsGetTheSameBits();
   }
 
+  /** Native sparse attention: forward and gradient of both branches, and the choice. */
+  @ParameterizedTest
+  @EnumSource(names = {"FLOAT", "DOUBLE", "HALF", "BFLOAT16"})
+  void nsaGolden(DataType type) throws IOException {
+    NsaGoldenTest test = new NsaGoldenTest();
+    assertThat(onlyOnGpu(() -> test.branches(type, NsaImplementation.NATIVE)).deviceCalls())
+        .isEqualTo(5);
+  }
+
+  static Stream<NsaPropertyTest.Problem> nsaShapes() {
+    return TYPES.stream()
+        .flatMap(
+            type ->
+                Stream.of(
+                    new NsaPropertyTest.Problem(
+                        51,
+                        new NsaCase.Sizes(2, 300, 300, 8, 2, 64, 64, 32, 16, 64, 4),
+                        NsaPropertyTest.Mask.NONE,
+                        type),
+                    new NsaPropertyTest.Problem(
+                        52,
+                        new NsaCase.Sizes(3, 130, 333, 6, 3, 20, 36, 8, 4, 16, 5),
+                        NsaPropertyTest.Mask.MOST,
+                        type),
+                    // Decoding.
+                    new NsaPropertyTest.Problem(
+                        53,
+                        new NsaCase.Sizes(2, 1, 900, 16, 1, 128, 128, 32, 16, 64, 6),
+                        NsaPropertyTest.Mask.BOOL,
+                        type)));
+  }
+
+  @ParameterizedTest
+  @MethodSource
+  void nsaShapes(NsaPropertyTest.Problem problem) throws IOException {
+    onlyOnGpu(() -> NsaPropertyTest.check(NsaImplementation.NATIVE, problem));
+  }
+
+  @ParameterizedTest
+  @EnumSource(Layout.class)
+  void nsaViews(Layout layout) {
+    NsaViewsTest test = new NsaViewsTest();
+    for (DataType type : TYPES) {
+      test.inputs(layout, type);
+      test.outputs(layout, type);
+    }
+  }
+
+  @Test
+  void nsaSemantics() throws Exception {
+    NsaSemanticsTest test = new NsaSemanticsTest();
+    test.rowsThatSeeNothingGiveZeroAndPassNoGradient(NsaImplementation.NATIVE);
+    test.fewQueriesAgainstACacheAreTheLastRows(NsaImplementation.NATIVE);
+    test.paddingChangesNothing(NsaImplementation.NATIVE);
+    test.tiesGoToTheLowerIndex(NsaImplementation.NATIVE);
+    test.limitsAreFullCausalAttention(NsaImplementation.NATIVE);
+    test.emptyArraysAndShortSequences(NsaImplementation.NATIVE);
+    test.manyThreadsGetTheSameBits();
+  }
+
   @Test
   void manyThreadsWithDifferentShapes() throws Exception {
     List<AttentionCase> cases = new ArrayList<>();
@@ -286,6 +346,19 @@ class OpsOnGpuTest {
       run("small", small);
       System.out.println("bits " + bits(run("large", large)));
       System.out.println("bits " + bits(run("large", large)));
+      runNsa(
+          NsaCase.random(43, new NsaCase.Sizes(1, 2048, 2048, 8, 2, 64, 64, 32, 16, 64, 8))
+              .castTo(DataType.FLOAT));
+    }
+
+    private static void runNsa(NsaCase c) {
+      DeviceUsage before = GatedFwaOps.deviceUsage();
+      List<INDArray> compressed = NsaImplementation.NATIVE.compressed(c);
+      INDArray indices = NsaImplementation.NATIVE.select(c, compressed.get(1));
+      NsaImplementation.NATIVE.selected(c, indices);
+      DeviceUsage usage = GatedFwaOps.deviceUsage().since(before);
+      System.out.println("nsa on cpu " + usage.cpuCalls() + " on gpu " + usage.deviceCalls());
+      System.out.println("nsa decision " + GatedFwaOps.lastDecision());
     }
 
     private static List<INDArray> run(String name, AttentionCase c) {
@@ -326,7 +399,9 @@ class OpsOnGpuTest {
         .containsOnlyOnce("out of memory on cuda:0 ")
         .contains("calls that do not fit run on the CPU");
     assertThat(lines(limited, "large on cpu 2 on gpu 0")).hasSize(2);
+    assertThat(limited).contains("nsa on cpu 4 on gpu 1"); // the choice fits
     String cpu = SmallAndLarge.inJvm("gatedfwa.device=cpu");
+    assertThat(cpu).contains("nsa on cpu 5 on gpu 0");
     assertThat(lines(limited, "bits ")).hasSize(2).isEqualTo(lines(cpu, "bits "));
   }
 
@@ -334,6 +409,11 @@ class OpsOnGpuTest {
   void keepsNothingWithoutACache() {
     String without = SmallAndLarge.inJvm("gatedfwa.device=cuda", "gatedfwa.cuda.cache=0");
     String with = SmallAndLarge.inJvm("gatedfwa.device=cuda");
+    assertThat(with)
+        .contains(
+            "nsa on cpu 0 on gpu 5",
+            "nsa decision nsa_selected_attention_bp FLOAT B 1, N 2048, M 2048, H 8/2, D 64/64,"
+                + " l' 64, topN 8: cuda:0 ");
     assertThat(lines(without, "large on cpu 0 on gpu 2")).hasSize(2);
     assertThat(lines(without, "bits ")).hasSize(2).isEqualTo(lines(with, "bits "));
   }
@@ -347,6 +427,8 @@ class OpsOnGpuTest {
             "decision gated_fwa_bp FLOAT B 1, N \\d+, M \\d+, H \\d/\\d, D \\d+/\\d+, w \\d+:"
                 + " (cpu|cuda:0 .* \\(sm_\\d+\\)), expected to take .+ ms on the device, .+ ms on"
                 + " the CPU");
+    assertThat(lines(output, "nsa decision "))
+        .allMatch(line -> line.contains(", topN 8: ") && line.contains(", expected to take "));
     assertThat(lines(output, "decision "))
         .hasSize(3)
         .allMatch(line -> decision.matcher(line).matches());

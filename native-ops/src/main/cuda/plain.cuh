@@ -78,7 +78,7 @@ struct RowSum {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const F more = part[i] - lost[i], next = sum[i] + more, error = (next - sum[i]) - more;
-      lost[i] = error == error ? error : F(0);  // infinity stays infinity
+      lost[i] = error - error == 0 ? error : F(0);  // infinity stays infinity
       sum[i] = next;
     }
   }

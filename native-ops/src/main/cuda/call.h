@@ -9,6 +9,7 @@ namespace gatedfwa::cuda {
 constexpr int64_t kMostHead = 256;
 constexpr int64_t kMaxLength = int64_t(1) << 30;  ///< positions are 32-bit inside
 constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
+constexpr int64_t kMostBatch = 65535;  ///< where batch entries are the grid's second or third dimension
 
 inline int64_t elementBytes(ElementType type) {
   switch (type) {

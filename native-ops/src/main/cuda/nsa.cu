@@ -35,6 +35,7 @@ Selection selectKernelFor(const NsaProblem& p, int64_t widest, const Device& dev
   if (p.keyLength > kMaxLength || widest > kMaxLength) return {Kernel::None, "more than 2^30 keys, or larger blocks"};
   if (p.batch * p.heads * divUp(p.keyLength + kSpan, 4) > kMaxGrid)
     return {Kernel::None, "batch x heads x length exceeds the grid"};
+  if (p.mask.data && p.batch > kMostBatch) return {Kernel::None, "a mask of more than 65535 batch entries"};
   if (device.major * 10 + device.minor < 75) return {Kernel::None, "compute capability below 7.5"};
   if (p.type == ElementType::Float64) return {Kernel::Plain, "DOUBLE has no tensor-core tile"};
   if (p.type == ElementType::Float32) return {Kernel::Plain, "FLOAT is multiplied in float32"};

@@ -303,7 +303,7 @@ Selection selectKernel(const AttentionProblem& p, const Device& device, FloatMod
   if (p.headSize < 1 || p.valueSize < 1 || p.headSize > kMostHead || p.valueSize > kMostHead)
     return {Kernel::None, "head sizes from 1 to 256 are supported"};
   if (p.keyLength > kMaxLength) return {Kernel::None, "more than 2^30 keys"};
-  if (p.batch > 65535 || p.batch * p.heads * divUp(p.keyLength + kSpan, 4) > kMaxGrid)
+  if (p.batch > kMostBatch || p.batch * p.heads * divUp(p.keyLength + kSpan, 4) > kMaxGrid)
     return {Kernel::None, "batch x heads x length exceeds the grid"};
   if (device.major * 10 + device.minor < 75) return {Kernel::None, "compute capability below 7.5"};
   if (p.type == ElementType::Float64) return {Kernel::Plain, "DOUBLE has no tensor-core tile"};

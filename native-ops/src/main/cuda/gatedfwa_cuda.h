@@ -85,8 +85,9 @@ Result attentionForwardWithSums(const AttentionForward& params, const void* sums
 Result attentionBackwardWithSums(const AttentionBackward& params, const void* sums, const Device& device,
                                  FloatMode mode, void* workspace, size_t workspaceBytes, cudaStream_t stream);
 
-/// Native sparse attention (kernel/nsa_params.h). FLOAT is multiplied in float32, without tensor cores. Indices must
-/// have been validated: each row ascending numbers below S, then -1.
+/// Native sparse attention (kernel/nsa_params.h). FLOAT is multiplied in float32, without tensor cores. Rows of
+/// indices that are not ascending numbers below S and then -1s give undefined results; the kernels end all the same and
+/// stay in bounds.
 Selection selectNsaKernel(const NsaCompressedProblem& problem, const Device& device, bool backward);
 Selection selectNsaKernel(const NsaSelectedProblem& problem, const Device& device, bool backward);
 Selection selectNsaKernel(const NsaSelect& problem, const Device& device);

@@ -81,7 +81,7 @@ template <typename T, typename Rule>
 cudaError_t launchNsaDq(const NsaArgs<T, Rule>& args, int head, size_t sharedLimit, cudaStream_t stream);
 template <typename T, typename Rule>
 cudaError_t launchNsaDkDv(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream);
-// nsa_hopper_half.cu, nsa_hopper_bf16.cu: wgmma and TMA, sm_90a; as nsaHopperTakes.
+// nsa_hopper_half.cu, nsa_hopper_bf16.cu: wgmma and TMA, sm_90a; what selectNsaKernel calls Hopper.
 template <typename T, typename Rule>
 cudaError_t launchNsaDkDvHopper(const NsaArgs<T, Rule>& args, int head, cudaStream_t stream);
 constexpr int kNsaSelectMostN = 32, kNsaSelectMostGroup = 32;
@@ -89,7 +89,7 @@ template <typename T>
 cudaError_t launchNsaSelect(const NsaSelectArgs<T>& args, int head, size_t sharedLimit, cudaStream_t stream);
 
 // nsa_lists.cu
-/// Fills count, offset, tokens of the choice's lists; counts is scratch that the struct's pointers address.
+/// Fill the lists at the struct's pointers. On the way `offset` holds the counts of the parts.
 cudaError_t launchNsaSelectedLists(const SelectedRule& rule, int64_t kvHeads, int N, int M, const NsaLists& lists,
                                    cudaStream_t stream);
 cudaError_t launchNsaCompressedLists(const CompressedRule& rule, int N, int M, const NsaLists& lists,

@@ -21,7 +21,8 @@ struct CostModel {
   double onDevice(const Work& work, const Traffic& traffic) const;
 };
 
-/// Runs a small problem of each type on both, a second or two on 16 cores. A Failed or Lost device: that outcome.
+/// Runs a small problem of each op but the gate and of each type on both, a second or two on 16 cores. Not Done: what
+/// went wrong on the device.
 Outcome measure(Accelerator& device, const Executor& executor, cpu::InstructionSet set, CostModel* model);
 
 }  // namespace gatedfwa

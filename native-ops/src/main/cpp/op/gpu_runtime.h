@@ -26,7 +26,7 @@ void run(const KernelCall& call, CUstream_st* stream);
 
 struct Report {
   int64_t calls = 0;         ///< of all ops, enqueued without an error
-  std::string lastDecision;  ///< what the last attention call was, on which device, and which kernel took it
+  std::string lastDecision;  ///< what the last call but for gates was, on which device, and which kernel took it
 };
 Report report();
 

@@ -25,8 +25,8 @@ std::string deviceName();
 
 struct Report {
   Usage device;
-  int64_t cpuCalls = 0;      ///< attention calls that ran on the CPU
-  std::string lastDecision;  ///< what the last attention call was, where it ran and why
+  int64_t cpuCalls = 0;      ///< attention calls and choices of blocks that ran on the CPU
+  std::string lastDecision;  ///< what the last of all these calls was, where it ran and why
 };
 Report report();
 

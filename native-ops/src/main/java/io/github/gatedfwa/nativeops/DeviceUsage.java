@@ -5,8 +5,8 @@ package io.github.gatedfwa.nativeops;
  * its start included. Under nd4j-cuda only {@code deviceCalls} counts, each call when its kernels
  * are enqueued: ND4J moves the arrays, and a call returns before the GPU is done.
  *
- * @param cpuCalls attention calls, forward or backward, that ran on the CPU; counted where there is
- *     a native library
+ * @param cpuCalls attention calls, forward or backward, and choices of blocks that ran on the CPU;
+ *     counted where there is a native library
  * @param deviceCalls calls that ran on the GPU
  * @param seconds that the GPU's calls took, copies included
  * @param kernelSeconds of them, kernels ran; the rest is copies that nothing overlapped

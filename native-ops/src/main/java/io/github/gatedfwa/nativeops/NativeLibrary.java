@@ -141,8 +141,9 @@ public final class NativeLibrary {
   }
 
   /**
-   * The last attention call of any thread: its shape, where it ran, and the times that the cost
-   * model expected or, under nd4j-cuda, which kernel took it. Empty where there is only the CPU.
+   * The last attention call or choice of blocks of any thread: its shape, where it ran, and the
+   * times that the cost model expected or, under nd4j-cuda, which kernel took it. Empty where there
+   * is only the CPU.
    *
    * @throws NativeLibraryException as {@link #load()} does
    */

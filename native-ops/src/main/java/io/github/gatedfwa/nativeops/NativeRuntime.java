@@ -16,7 +16,7 @@ final class NativeRuntime {
    */
   static native String registerOps();
 
-  /** The last attention call, where it ran and why; empty without a GPU. */
+  /** The last attention call or choice of blocks, where it ran and why; empty without a GPU. */
   static native String lastDecision();
 
   /** In the order of {@link DeviceUsage}'s components. */

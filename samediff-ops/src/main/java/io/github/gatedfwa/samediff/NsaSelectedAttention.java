@@ -37,6 +37,9 @@ import org.nd4j.linalg.api.ndarray.INDArray;
  * </table>
  *
  * <p>Half types are computed in float32. D and Dv are at most 256. Same inputs give the same bits.
+ *
+ * <p>Under nd4j-native the numbers in indices are checked before anything is computed. Under
+ * nd4j-cuda they lie on the device and are not looked at: other rows give undefined results there.
  */
 public final class NsaSelectedAttention extends NsaOp {
 

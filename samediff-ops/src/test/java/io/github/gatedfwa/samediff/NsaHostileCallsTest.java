@@ -323,7 +323,7 @@ class NsaHostileCallsTest {
                 c.q, c.k, c.v, c.indices, c.mask, c.o, c.lse, c.dO, c.selectionBlock, c.scale));
   }
 
-  /** Numbers that are no choice: only looking at the values shows it, which nd4j-cuda does not. */
+  /** Numbers that are no choice: only the values show it, and nd4j-cuda does not look at them. */
   @Tag("nd4j-native")
   @Test
   void wrongIndices() {

@@ -347,6 +347,27 @@ void manyThreads(Accelerator& device) {
   for (int t = 0; t < kThreads; t++) expect(bad[t] == 0, "eight threads at once: the bits of one");
 }
 
+/// Batch entries beyond the grid of the mask's and of the gate's kernels.
+void refusals(Accelerator& device) {
+  NsaSampleShape shape;
+  shape.headSize = shape.valueSize = 1;
+  shape.queryLength = shape.keyLength = 8;
+  for (const int64_t batch : {65535, 65536}) {
+    shape.batch = batch;
+    shape.masked = false;
+    expect(!device.refusal(NsaSample(shape).selectedForward()), "batch entries without a mask");
+    shape.masked = true;
+    NsaSample masked(shape);
+    for (const KernelCall& call :
+         {KernelCall(masked.compressedForward()), KernelCall(masked.select()), KernelCall(masked.selectedBackward())})
+      expect((device.refusal(call) != nullptr) == (batch > 65535), "a mask of many batch entries");
+    GateForward gate{};
+    gate.batch = batch;
+    gate.length = gate.heads = 1;
+    expect((device.refusal(gate) != nullptr) == (batch > 65535), "a gate of many batch entries");
+  }
+}
+
 void gates(Accelerator& device) {
   for (const ElementType type : {ElementType::Float32, ElementType::Float64}) {
     const std::vector<int64_t> shape{2, 1000, 6};
@@ -432,6 +453,7 @@ int main(int count, char** arguments) {
          "a device that is not there: " + reason);
   shapes(device, quick);
   nsaShapes(device, quick);
+  refusals(device);
   gates(device);
   resident(device);
   nsaResident(device);

@@ -9,8 +9,9 @@ namespace gatedfwa::cuda {
 template <typename Params>
 Selection select(const Params& p, const Device& device, FloatMode mode) {
   if constexpr (kIsGate<Params>)
-    return p.batch > 65535 ? Selection{Kernel::None, "the gate of more than 65535 batch entries"}  // the grid's
-                           : Selection{Kernel::Plain, "element by element"};
+    return !kIsBackward<Params> && p.batch > 65535  // the grid's third dimension
+               ? Selection{Kernel::None, "the gate of more than 65535 batch entries"}
+               : Selection{Kernel::Plain, "element by element"};
   else if constexpr (kIsWindow<Params>)
     return selectKernel(p, device, mode, kIsBackward<Params>);
   else if constexpr (kIsSelect<Params>)

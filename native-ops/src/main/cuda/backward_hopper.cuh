@@ -4,6 +4,7 @@
 //   dkdvHopperKernel  a consumer group keeps 64 keys (K, V), query tiles stream:    dv = P^T dO, dk = scale dS^T Q,
 //   sums
 //
+// dq also computes each row's delta = dO . o and lse in log2 units, for itself and for dk/dv, which runs after it.
 // P and dS go from accumulators to the next product in registers; both directions of a tile are read from the one copy.
 // The next tile's products are under way while a tile's P is computed. Sums run in registers in a fixed order.
 #pragma once
@@ -15,21 +16,40 @@
 
 namespace gatedfwa::cuda {
 
+#if GATEDFWA_HOPPER
+/// delta = dO . o of the thread's two rows of a warp's 16: the diagonal of o dO^T.
+template <typename T, int head>
+__device__ __forceinline__ void deltaOfRows(float (&delta)[2], uint32_t tileO, uint32_t tileDo, int warp, int lane) {
+  using Mma = Mma16<T>;
+  const LaneOffset atO = laneOfA<128>(lane), atDo = laneOfB<128>(lane);
+  const int g = lane / 4, holder = 4 * g + g / 2;  // the quad's lane whose columns include the row's number
+  float low[4] = {0.f, 0.f, 0.f, 0.f}, high[4] = {0.f, 0.f, 0.f, 0.f};  // columns 0..7, 8..15
+#pragma unroll
+  for (int d = 0; d < head / 16; ++d) {
+    const uint32_t rows = (d / 4) * kPanelBytes + warp * 16 * 128;
+    Mma::multiply(low, high, Mma::loadA(fragmentAddress<128>(tileO + rows, atO, 0, (d % 4) * 32)),
+                  Mma::loadB(fragmentAddress<128>(tileDo + rows, atDo, 0, (d % 4) * 32)));
+  }
+  delta[0] = __shfl_sync(~0u, g % 2 ? low[1] : low[0], holder);
+  delta[1] = __shfl_sync(~0u, g % 2 ? high[3] : high[2], holder);
+}
+#endif
+
 template <typename T, int head>
 __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     dqHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
                    const __grid_constant__ CUtensorMap mapDo, const __grid_constant__ CUtensorMap mapK,
-                   const __grid_constant__ CUtensorMap mapV) {
+                   const __grid_constant__ CUtensorMap mapV, const __grid_constant__ CUtensorMap mapO) {
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::Dq, head>;
   constexpr int rows = Size::rows;
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
   static_assert(sizeof(HopperKeyTerms) == Size::termBytes, "");
-  block.initialise(keyTileArrivals(a));
+  block.initialise();
 
   const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
-  const bool hasTerms = hasKeyTerms(a);
+  const bool decays = a.sums.suffix, masked = a.keyBits;
   const float rawPerLog2 = 1.f / a.scaleLog2;
 
   if (warp < 4) {
@@ -38,9 +58,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     if (warp == 0 && lane == 0) {
       produceKeys<head, rows>(a, block, at, mapK, mapV);
     } else if (warp == 1 && lane == 0) {
-      produceQueries<head, rows>(a, block, mapQ, &mapDo);
-    } else if (warp == 2 && hasTerms) {
-      produceKeyTerms<head, rows>(a, block, at, 1.f);
+      produceQueries<head, rows>(a, block, mapQ, &mapDo, &mapO);
+    } else if (warp == 2 && masked) {
+      produceKeyBits<head, rows>(a, block, at);
     }
     return;
   }
@@ -60,10 +80,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     const bool live = first < a.M && first + kSumTile > offset;
     const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
     int index = x.newest;
-    const auto release = [&](int slot) {
-      __syncwarp();
-      if (lane == 0) barrierArrive(block.freed(slot));
-    };
+    const auto release = [&](int slot) { barrierArrive(block.freed(slot)); };
     const auto skipTo = [&](int end) {
       for (; index > end; --index, at.advance()) {
         barrierWait(block.landed(at.slot), at.phase);
@@ -74,17 +91,15 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
       skipTo(x.oldest - 1);
       continue;
     }
-    const int64_t rowAt = x.bh * a.queries.length + first + row - a.queries.first;
-    float lse[2], decayedLse[2], delta[2], rowSum[2] = {0.f, 0.f}, between = 0.f;
+    float rawLse[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      lse[i] = a.rowLse[rowAt + 8 * i];
-      decayedLse[i] = a.rowDecayedLse[rowAt + 8 * i];
-      delta[i] = a.rowDelta[rowAt + 8 * i];
+      const int p = first + row + 8 * i;
+      rawLse[i] = p >= offset && p < a.M ? a.lse[x.b * a.lseBatch + x.h * a.lseHead + (p - offset) * a.lseRow]
+                                         : -infinity<float>();
     }
     skipTo(tile);
-    barrierWait(block.kept(group), queryPhase);
-    queryPhase ^= 1;
+    barrierWait(block.kept(group, 0), queryPhase);
 #pragma unroll
     for (int n = 0; n < head / 8; ++n)
 #pragma unroll
@@ -102,7 +117,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     };
     const auto waitTile = [&] {
       barrierWait(block.landed(at.slot), at.phase);
-      if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
+      if (masked) barrierWait(block.ready(at.slot), at.phase);
     };
     int slot = 0;
     const auto addDq = [&] { multiplyWeights<T>(dq, weights, descriptor(block.streamedTile(slot, 0))); };
@@ -110,40 +125,62 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     waitTile();
     hold(dq);
     multiply([] {});
+    // The rows' terms, for dk/dv too, while the first products are under way: lse (infinity where the row sees no key
+    // or is none: exp2(x - infinity) = 0), with the decay from the tile's start, and delta.
+    const int64_t rowAt = x.bh * a.queries.length + first + row - a.queries.first;
+    float lse[2], decayedLse[2], delta[2], rowSum[2] = {0.f, 0.f};
+    barrierWait(block.kept(group, 1), queryPhase);
+    queryPhase ^= 1;
+    deltaOfRows<T, head>(delta, block.stationaryTile(group, 2), tileDo, warpInGroup, lane);
+    barrierArrive(block.released(group, 1));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const HopperKeyTerms& terms = block.terms[at.slot];
+      const double exact = rawLse[i] == -infinity<float>() ? infinity<double>() : rawLse[i] * kLog2e;
+      lse[i] = decayedLse[i] = static_cast<float>(exact);
+      if (decays)
+        decayedLse[i] = terms.resets[tile & 1] & bitsThrough(row + 8 * i)
+                            ? infinity<float>()
+                            : static_cast<float>(exact + terms.prefix[row + 8 * i]);
+      if (t == 0) {
+        a.rowLse[rowAt + 8 * i] = lse[i];
+        a.rowDecayedLse[rowAt + 8 * i] = decayedLse[i];
+        a.rowDelta[rowAt + 8 * i] = delta[i];
+      }
+    }
     while (true) {
       const bool diagonal = index == tile;
       wgmmaWait<2>();
       hold(s);
       if (diagonal) {
-        finishDiagonal(s, hasTerms ? &block.terms[at.slot] : nullptr, row, t, a.window, rawPerLog2);
-      } else if (index * kSumTile <= first + kSumTile - 1 - a.window) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          hideColumns(s, i, bitsFrom(first + row + 8 * i - a.window + 1 - index * kSumTile), t);
+        finishDiagonal(s, block.terms[at.slot], decays, masked, tile, row, t, a.window, rawPerLog2);
+      } else {
+        hideEdge(s, block.terms[at.slot], masked, first - a.window + 1 - index * kSumTile, row, t);
       }
-      const float bias[2] = {diagonal ? lse[0] : decayedLse[0] + between, diagonal ? lse[1] : decayedLse[1] + between};
-      if (hasTerms && !diagonal) {
+      const float bias[2] = {diagonal ? lse[0] : decayedLse[0], diagonal ? lse[1] : decayedLse[1]};
+      if (decays && !diagonal) {
         const HopperKeyTerms& terms = block.terms[at.slot];
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          const float2 y = *reinterpret_cast<const float2*>(terms.term + 8 * n + 2 * t);
+          const float2 y = *reinterpret_cast<const float2*>(terms.suffix + 8 * n + 2 * t);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, e % 2 ? y.y : y.x) - bias[e / 2]);
+          for (int e = 0; e < 4; ++e)
+            s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -(e % 2 ? y.y : y.x)) - bias[e / 2]);
         }
-        between += terms.total;
+        const float total = terms.total(index);
+        decayedLse[0] += total;
+        decayedLse[1] += total;
       } else {
 #pragma unroll
         for (int n = 0; n < 8; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -bias[e / 2]));
       }
+      hold(s);
       wgmmaWait<0>();
       hold(dp);
       if (!diagonal) release(slot);
-      if (index == oldest) {
-        __syncwarp();
-        if (lane == 0) barrierArrive(block.released(group));
-      }
+      if (index == oldest) barrierArrive(block.released(group, 0));
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -184,7 +221,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
 struct alignas(16) HopperQueryTerms {
   float lse[kSumTile], decayedLse[kSumTile], delta[kSumTile];
   float prefix[kSumTile];
-  uint64_t resets;
+  uint64_t resets[2];  ///< of the tile and its neighbour, the even one first
 };
 
 #if GATEDFWA_HOPPER
@@ -228,7 +265,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperQueryTerms> block(hopperShared);
   static_assert(sizeof(HopperQueryTerms) == Size::termBytes, "");
-  block.initialise(1);
+  block.initialise();
 
   const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
 
@@ -243,19 +280,20 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
           const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
           for (int index = x.firstTile; index <= x.lastTile; ++index, at.advance()) {
             const int64_t keyTile = bh * a.keys.tiles() + index - a.keys.first / kSumTile;
-            const uint64_t resets = a.sums.resets ? a.sums.resets[keyTile] : 0;
             barrierWait(block.freed(at.slot), at.phase ^ 1);
             HopperQueryTerms& terms = block.terms[at.slot];
             const uint32_t landed = block.landed(at.slot);
-            terms.resets = resets;
-            barrierExpect(landed, 2 * head * 128 + (a.sums.prefix ? 4 : 3) * kSumTile * 4);
+            barrierExpect(landed, 2 * head * 128 + 3 * kSumTile * 4 + (a.sums.prefix ? kSumTile * 4 + 16 : 0));
             copyTensor<head>(block.streamedTile(at.slot, 0), mapQ, index * kSumTile - offset, h, x.b, landed);
             copyTensor<head>(block.streamedTile(at.slot, 1), mapDo, index * kSumTile - offset, h, x.b, landed);
             const int64_t row = bh * a.queries.length + index * kSumTile - a.queries.first;
-            copyFloatsBulk<kSumTile>(terms.lse, a.rowLse + row, landed);
-            copyFloatsBulk<kSumTile>(terms.decayedLse, a.rowDecayedLse + row, landed);
-            copyFloatsBulk<kSumTile>(terms.delta, a.rowDelta + row, landed);
-            if (a.sums.prefix) copyFloatsBulk<kSumTile>(terms.prefix, a.sums.prefix + keyTile * kSumTile, landed);
+            copyBulk<kSumTile>(terms.lse, a.rowLse + row, landed);
+            copyBulk<kSumTile>(terms.decayedLse, a.rowDecayedLse + row, landed);
+            copyBulk<kSumTile>(terms.delta, a.rowDelta + row, landed);
+            if (a.sums.prefix) {
+              copyBulk<kSumTile>(terms.prefix, a.sums.prefix + keyTile * kSumTile, landed);
+              copyBulk<2>(terms.resets, a.sums.resets + (keyTile & ~1), landed);
+            }
           }
         }
       }
@@ -268,11 +306,14 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
           int ownFirst, ownLast;
           tilesThatSee(a, first, kSumTile, ownFirst, ownLast);
           if (ownFirst > ownLast) continue;
-          barrierWait(block.released(group), (~phases >> group) & 1);
+          const uint32_t phase = (~phases >> group) & 1;
           phases ^= 1u << group;
-          barrierExpect(block.kept(group), 2 * head * 128);
-          copyTensor<head>(block.stationaryTile(group, 0), mapK, first, x.kvHead, x.b, block.kept(group));
-          copyTensor<head>(block.stationaryTile(group, 1), mapV, first, x.kvHead, x.b, block.kept(group));
+          barrierWait(block.released(group, 0), phase);
+          barrierExpect(block.kept(group, 0), head * 128);
+          copyTensor<head>(block.stationaryTile(group, 0), mapK, first, x.kvHead, x.b, block.kept(group, 0));
+          barrierWait(block.released(group, 1), phase);
+          barrierExpect(block.kept(group, 1), head * 128);
+          copyTensor<head>(block.stationaryTile(group, 1), mapV, first, x.kvHead, x.b, block.kept(group, 1));
         }
       }
     }
@@ -308,14 +349,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     int ownFirst, ownLast;
     tilesThatSee(a, first, kSumTile, ownFirst, ownLast);
     const bool busy = ownFirst <= ownLast;
-    const auto release = [&](int slot) {
-      __syncwarp();
-      if (lane == 0) barrierArrive(block.freed(slot));
-    };
-    const auto releaseKeys = [&] {
-      __syncwarp();
-      if (lane == 0) barrierArrive(block.released(group));
-    };
+    const auto release = [&](int slot) { barrierArrive(block.freed(slot)); };
 #pragma unroll
     for (int n = 0; n < head / 8; ++n)
 #pragma unroll
@@ -323,21 +357,26 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     const auto keyBits = [&] {
       return a.keyBits ? a.keyBits[work.b * a.keys.tiles() + tile - a.keys.first / kSumTile] : ~0ull;
     };
-    // K and V, once; meanwhile the first head's terms are on their way.
+    // K and V, once; meanwhile the first head's terms are on their way. V is needed after K.
+    const auto waitValues = [&] { barrierWait(block.kept(group, 1), parked.keyPhase ^ 1); };
     const auto waitKeys = [&] {
-      barrierWait(block.kept(group), parked.keyPhase);
+      barrierWait(block.kept(group, 0), parked.keyPhase);
       __syncwarp();
       if (lane == 0) parked.keyPhase ^= 1;
+      __syncwarp();
       const uint64_t bits = keyBits();
       if (bits != ~0ull) {
+        waitValues();
         zeroRows<head>(sharedK, bits | ~(0xffffull << (16 * warpInGroup)), lane);
         asyncProxyFence();
         groupBarrier(group);
       }
       if constexpr (Size::inRegisters) {
         loadRows<head>(keys, sharedK, warpInGroup, lane);
+        barrierArrive(block.released(group, 0));
+        waitValues();
         loadRows<head>(values, sharedV, warpInGroup, lane);
-        releaseKeys();
+        barrierArrive(block.released(group, 1));
       }
     };
 
@@ -370,6 +409,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       // What the warp's columns have summed before each boundary that its queries cross, and in all.
       const auto putWarpSum = [&](bool last) {
         const float sum = warpSum(columnSum[0] + columnSum[1]);
+        __syncwarp();
         if (lane != 0) return;
         float* const to = a.warpSums + (bhOf() * (a.keys.length / kHopperWarpRows) +
                                         (first - a.keys.first) / kHopperWarpRows + warpInGroup) *
@@ -430,12 +470,15 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       waitTile();
       hold(dk);
       hold(dv);
-      multiply([] {});
+      multiply([&] {
+        if (!Size::inRegisters && member == 0) waitValues();
+      });
       while (true) {
         const HopperQueryTerms& terms = block.terms[at.slot];
-        const bool diagonal = index == tile;
+        const bool diagonal = index == tile, last = index == ownLast && member == a.group - 1;
         wgmmaWait<2>();
         hold(s);
+        if (!Size::inRegisters && last) barrierArrive(block.released(group, 0));
         if (diagonal) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -449,7 +492,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
                 s[n][2 * i] = fmaf(own - y.x, rawPerLog2, s[n][2 * i]);
                 s[n][2 * i + 1] = fmaf(own - y.y, rawPerLog2, s[n][2 * i + 1]);
               }
-              const uint64_t resets = terms.resets & ~bitsThrough(key);
+              const uint64_t resets = terms.resets[tile & 1] & ~bitsThrough(key);
               if (resets) visible &= bitsBelow(__ffsll(resets) - 1);
             }
             hideColumns(s, i, (keyBits() >> key) & 1 ? visible : 0, t);
@@ -469,10 +512,13 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
             s[n][e] = exp2Approx(fmaf(s[n][e], a.scaleLog2, -(e % 2 ? y.y : y.x)) - bias[e / 2]);
         }
         if (!diagonal && a.sums.prefix) {
-          const float total = terms.resets ? infinity<float>() : terms.prefix[kSumTile - 1];
+          const float total = tileTotal(terms.resets + (index & 1), terms.prefix + kSumTile - 1);
           decay[0] += total;
           decay[1] += total;
         }
+        hold(s);
+        if (index < ownLast)  // here: see hold
+          barrierWait(block.landed(at.next().slot), at.next().phase);
         wgmmaWait<1>();  // dk of the tile before
         if (index != ownFirst) release(at.previousSlot());
         packWeights<T>(weights, s);
@@ -481,7 +527,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         wgmmaCommit();
         wgmmaWait<1>();
         hold(dp);
-        if (!Size::inRegisters && index == ownLast && member == a.group - 1) releaseKeys();
+        if (!Size::inRegisters && last) barrierArrive(block.released(group, 1));
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
           const float2 y = *reinterpret_cast<const float2*>(terms.delta + 8 * n + 2 * t);
@@ -496,7 +542,6 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         at.advance();
         if (++index > ownLast) break;
         passBoundaries();
-        waitTile();
         multiply(addDk);
       }
       wgmmaFence();
@@ -542,17 +587,18 @@ cudaError_t launchBackwardHopperHead(const AttentionArgs<T>& a, int multiprocess
   cudaError_t e = cudaFuncSetAttribute(dqKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DqSize::shared);
   if (e == cudaSuccess)
     e = cudaFuncSetAttribute(dkdvKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DkdvSize::shared);
-  CUtensorMap q, dO, k, v;
+  CUtensorMap q, dO, k, v, o;
   const int64_t kvHeads = a.H / a.group;
   if (e == cudaSuccess) e = encodeRows(&q, a.q, a.batch, a.N, a.H);
   if (e == cudaSuccess) e = encodeRows(&dO, a.dO, a.batch, a.N, a.H);
+  if (e == cudaSuccess) e = encodeRows(&o, a.forwardO, a.batch, a.N, a.H);
   if (e == cudaSuccess) e = encodeRows(&k, a.k, a.batch, a.M, kvHeads);
   if (e == cudaSuccess) e = encodeRows(&v, a.v, a.batch, a.M, kvHeads);
   if (e != cudaSuccess) return e;
   const int64_t queryItems = a.batch * a.H * divUp(a.M - a.queries.first, DqSize::rows);
   const int64_t keyItems = a.batch * kvHeads * divUp(a.M, DkdvSize::rows);
   const auto grid = [&](int64_t items) { return static_cast<unsigned>(std::min<int64_t>(items, multiprocessors)); };
-  dqKernel<<<grid(queryItems), DqSize::threads, DqSize::shared, stream>>>(a, q, dO, k, v);
+  dqKernel<<<grid(queryItems), DqSize::threads, DqSize::shared, stream>>>(a, q, dO, k, v, o);
   e = lastLaunch();
   if (e != cudaSuccess) return e;
   dkdvKernel<<<grid(keyItems), DkdvSize::threads, DkdvSize::shared, stream>>>(a, q, dO, k, v);

@@ -26,11 +26,12 @@ struct DalphaArgs {
 
 template <typename F>
 __global__ void __launch_bounds__(kThreads) dalphaKernel(const __grid_constant__ DalphaArgs<F> a) {
-  __shared__ double sums[kThreads];
+  constexpr int kWarps = kThreads / 32;
+  __shared__ double sums[2][kWarps];  // of warps, of two passes in turn
   const int64_t bh = blockIdx.x / a.blocks, b = bh / a.heads, h = bh % a.heads;
   const int64_t begin = blockIdx.x % a.blocks * a.boundary, end = begin + a.boundary;
   F* const dalpha = a.dalpha + b * a.batchStride + h * a.headStride;
-  const int thread = threadIdx.x;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
 
   // What straddles the boundary at `end`.
   double straddling = 0;
@@ -46,35 +47,37 @@ __global__ void __launch_bounds__(kThreads) dalphaKernel(const __grid_constant__
       straddling += static_cast<double>(x[a.slots]) - static_cast<double>(x[slot]);
     }
   }
-  sums[thread] = straddling;
-  __syncthreads();
 #pragma unroll
-  for (int d = kThreads / 2; d > 0; d /= 2) {
-    if (thread < d) sums[thread] += sums[thread + d];
-    __syncthreads();
-  }
-  double carry = -sums[0];
+  for (int d = 16; d > 0; d /= 2) straddling += __shfl_xor_sync(~0u, straddling, d);
+  if (lane == 0) sums[0][warp] = straddling;
   __syncthreads();
+  double carry = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) carry -= sums[0][i];
 
   // Running sums from the boundary down.
-  for (int64_t top = end; top > begin; top -= kThreads) {
+  int pass = 1;
+  for (int64_t top = end; top > begin; top -= kThreads, pass ^= 1) {
     const int64_t tau = top - 1 - thread;
     const bool inside = tau >= begin && tau < a.length;
     double x = 0;
     if (inside && tau >= a.first) x = a.columnSums[bh * a.span + tau - a.first];
     if (inside && tau >= a.offset) x -= a.rowSums[bh * a.querySpan + tau - a.queryFirst];
-    sums[thread] = x;
-    __syncthreads();
 #pragma unroll
-    for (int d = 1; d < kThreads; d *= 2) {
-      const double y = thread >= d ? sums[thread - d] : 0.0;
-      __syncthreads();
-      sums[thread] += y;
-      __syncthreads();
+    for (int d = 1; d < 32; d *= 2) {
+      const double y = __shfl_up_sync(~0u, x, d);
+      if (lane >= d) x += y;
     }
-    if (inside) dalpha[tau * a.rowStride] = tau >= a.first && tau > 0 ? static_cast<F>(carry + sums[thread]) : F(0);
-    carry += sums[kThreads - 1];
+    if (lane == 31) sums[pass][warp] = x;
     __syncthreads();
+    double next = carry;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      if (i == warp) carry = next;  // what precedes the warp
+      next += sums[pass][i];
+    }
+    if (inside) dalpha[tau * a.rowStride] = tau >= a.first && tau > 0 ? static_cast<F>(carry + x) : F(0);
+    carry = next;
   }
 }
 

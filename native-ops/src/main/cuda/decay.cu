@@ -42,55 +42,79 @@ __global__ void __launch_bounds__(kThreads) decayKernel(const __grid_constant__ 
   const int64_t tileStart = a.first + static_cast<int64_t>(blockIdx.x) * kSumTile;
   const int head0 = blockIdx.y * kHeads;
   const int64_t b = blockIdx.z;
-  for (int i = threadIdx.x; i < kSumTile * kHeads; i += kThreads) {
-    const int token = i / kHeads, head = head0 + i % kHeads;
+  constexpr int perThread = kSumTile * kHeads / kThreads;
+  const int head = head0 + threadIdx.x % kHeads;
+  F alpha[perThread], beta[perThread];  // alpha, or the gate's operands; all loads are under way before the first use
+#pragma unroll
+  for (int r = 0; r < perThread; ++r) {
+    const int64_t j = tileStart + threadIdx.x / kHeads + r * (kThreads / kHeads);
+    const bool inside = j < a.length && head < a.heads;
+    alpha[r] = beta[r] = 0;
+    if constexpr (gate) {
+      if (inside) alpha[r] = a.h[b * a.hStrides[0] + j * a.hStrides[1] + head * a.hStrides[2]];
+      if (inside) beta[r] = a.beta[b * a.betaStrides[0] + j * a.betaStrides[1] + head * a.betaStrides[2]];
+    } else {
+      if (inside) alpha[r] = a.alphaIn[b * a.alphaStrides[0] + j * a.alphaStrides[1] + head * a.alphaStrides[2]];
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < perThread; ++r) {
+    const int token = threadIdx.x / kHeads + r * (kThreads / kHeads);
     const int64_t j = tileStart + token;
-    F alpha = 0;
-    if (j < a.length && head < a.heads) {
-      const int64_t out = b * a.alphaStrides[0] + j * a.alphaStrides[1] + head * a.alphaStrides[2];
-      if constexpr (gate) {
-        const F h = a.h[b * a.hStrides[0] + j * a.hStrides[1] + head * a.hStrides[2]];
-        const F beta = a.beta[b * a.betaStrides[0] + j * a.betaStrides[1] + head * a.betaStrides[2]];
-        alpha = softplus(-beta * h) / (beta + a.eps);
-        a.alphaOut[out] = alpha;
-      } else {
-        alpha = a.alphaIn[out];
+    if constexpr (gate) {
+      if (j < a.length && head < a.heads) {
+        alpha[r] = softplus(-beta[r] * alpha[r]) / (beta[r] + a.eps);
+        a.alphaOut[b * a.alphaStrides[0] + j * a.alphaStrides[1] + head * a.alphaStrides[2]] = alpha[r];
       }
     }
-    tile[i % kHeads][token] = alpha;
+    tile[threadIdx.x % kHeads][token] = alpha[r];
   }
   if (a.sums.suffix == nullptr) return;
   __syncthreads();
-  const int lane = threadIdx.x % 32;
-  for (int i = threadIdx.x / 32; i < kHeads && head0 + i < a.heads; i += kThreads / 32) {
-    // Lane l holds tokens 2l and 2l+1. The sums run in float64: 64 terms, and prefix differences stay exact to float32.
-    const F x0 = tile[i][2 * lane], x1 = tile[i][2 * lane + 1];
-    const bool reset0 = x0 == infinity<F>(), reset1 = x1 == infinity<F>();
-    const uint64_t resets = spread(__ballot_sync(~0u, reset0)) | spread(__ballot_sync(~0u, reset1)) << 1;
-    const double y0 = reset0 ? 0.0 : kLog2e * x0, y1 = reset1 ? 0.0 : kLog2e * x1;
-    double up = y0 + y1, down = up;
+
+  // Lane l holds tokens 2l and 2l+1 of a warp's heads. The sums run in float64: 64 terms, and differences stay exact to
+  // float32.
+  constexpr int warps = kThreads / 32, perWarp = kHeads / warps;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint64_t resets[perWarp];
+  double y0[perWarp], y1[perWarp], up[perWarp];
 #pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const double u = __shfl_up_sync(~0u, up, d), v = __shfl_down_sync(~0u, down, d);
-      if (lane >= d) up += u;
-      if (lane + d < 32) down += v;
+  for (int i = 0; i < perWarp; ++i) {
+    const F x0 = tile[warp + i * warps][2 * lane], x1 = tile[warp + i * warps][2 * lane + 1];
+    const bool reset0 = x0 == infinity<F>(), reset1 = x1 == infinity<F>();
+    resets[i] = spread(__ballot_sync(~0u, reset0)) | spread(__ballot_sync(~0u, reset1)) << 1;
+    y0[i] = reset0 ? 0.0 : kLog2e * x0;
+    y1[i] = reset1 ? 0.0 : kLog2e * x1;
+    up[i] = y0[i] + y1[i];
+  }
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2)
+#pragma unroll
+    for (int i = 0; i < perWarp; ++i) {
+      const double u = __shfl_up_sync(~0u, up[i], d);
+      if (lane >= d) up[i] += u;
     }
-    double before = __shfl_up_sync(~0u, up, 1), after = __shfl_down_sync(~0u, down, 1);
+#pragma unroll
+  for (int i = 0; i < perWarp; ++i) {
+    double before = __shfl_up_sync(~0u, up[i], 1);
     if (lane == 0) before = 0;
-    if (lane == 31) after = 0;
-    const int64_t row = (b * a.heads + head0 + i) * a.span;
+    const double total = __shfl_sync(~0u, up[i], 31), prefix0 = before + y0[i], prefix1 = up[i];
+    const int own = head0 + warp + i * warps;
+    if (own >= a.heads) continue;
+    const int64_t row = (b * a.heads + own) * a.span;
     const int64_t at = row + static_cast<int64_t>(blockIdx.x) * kSumTile + 2 * lane;
-    const double prefix0 = before + y0, prefix1 = before + (y0 + y1);
-    a.sums.prefix[at] = static_cast<F>(prefix0);
-    a.sums.prefix[at + 1] = static_cast<F>(prefix1);
-    if (a.sums.prefixLow) {
-      a.sums.prefixLow[at] = static_cast<F>(prefix0 - static_cast<F>(prefix0));
-      a.sums.prefixLow[at + 1] = static_cast<F>(prefix1 - static_cast<F>(prefix1));
-    }
-    const F inf = infinity<F>();
-    a.sums.suffix[at] = resetBetween(resets, 2 * lane, 63) ? inf : static_cast<F>(after + y1);
-    a.sums.suffix[at + 1] = resetBetween(resets, 2 * lane + 1, 63) ? inf : static_cast<F>(after);
-    if (lane == 0) a.sums.resets[row / kSumTile + blockIdx.x] = resets;
+    const auto store = [&](F* to, double x, double y) {
+      struct alignas(2 * sizeof(F)) Pair {
+        F x, y;
+      };
+      *reinterpret_cast<Pair*>(to + at) = {static_cast<F>(x), static_cast<F>(y)};
+    };
+    store(a.sums.prefix, prefix0, prefix1);
+    if (a.sums.prefixLow) store(a.sums.prefixLow, prefix0 - static_cast<F>(prefix0), prefix1 - static_cast<F>(prefix1));
+    const double inf = infinity<double>();
+    store(a.sums.suffix, resetBetween(resets[i], 2 * lane, 63) ? inf : fmax(total - prefix0, 0.0),
+          resetBetween(resets[i], 2 * lane + 1, 63) ? inf : fmax(total - prefix1, 0.0));
+    if (lane == 0) a.sums.resets[row / kSumTile + blockIdx.x] = resets[i];
   }
 }
 

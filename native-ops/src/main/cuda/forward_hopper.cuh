@@ -2,7 +2,8 @@
 //
 // A consumer group keeps 64 queries, which are one sum tile, and takes the key tiles of their window newest first:
 // Q K^T of the next tile and P V of this one are under way together, and the softmax of the next runs over P V.
-// Decay terms, the two edge tiles and the rescaling rule are those of forward_mma.cuh.
+// Decay terms and the two edge tiles are those of forward_mma.cuh. No maximum is taken of a tile before its weights:
+// they are computed under the maximum so far, and again under a new one in the rare case that their sum is large.
 #pragma once
 
 #include "hopper.cuh"
@@ -17,15 +18,14 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #if GATEDFWA_HOPPER
   using Size = HopperTile<Pass::Forward, head>;
   constexpr int rows = Size::rows;
-  constexpr bool prefetchTerms = head == 64;  // a tile ahead, where registers are left
-  constexpr float kRescaleSlack = 8.f;        // rescale only when the maximum grew by more than 2^8
+  constexpr float kRescaleSlack = 8.f;  // rescale only when the maximum grew by more than 2^8
   extern __shared__ __align__(1024) unsigned char hopperShared[];
   const HopperBlock<Size, HopperKeyTerms> block(hopperShared);
   static_assert(sizeof(HopperKeyTerms) == Size::termBytes, "");
-  block.initialise(keyTileArrivals(a));
+  block.initialise();
 
   const int warp = warpIndex(), lane = threadIdx.x % 32, offset = a.M - a.N;
-  const bool hasTerms = hasKeyTerms(a);
+  const bool decays = a.sums.suffix, masked = a.keyBits;
   const float rawPerLog2 = 1.f / a.scaleLog2;
 
   if (warp < 4) {
@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     if (warp == 0 && lane == 0) {
       produceKeys<head, rows>(a, block, at, mapK, mapV);
     } else if (warp == 1 && lane == 0) {
-      produceQueries<head, rows>(a, block, mapQ, nullptr);
-    } else if (warp == 2 && hasTerms) {
-      produceKeyTerms<head, rows>(a, block, at, rawPerLog2);
+      produceQueries<head, rows>(a, block, mapQ);
+    } else if (warp == 2 && masked) {
+      produceKeyBits<head, rows>(a, block, at);
     }
     return;
   }
@@ -47,7 +47,10 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
   const uint32_t tileQ = block.stationaryTile(group, 0);
   [[maybe_unused]] uint32_t queries[Size::inRegisters ? head / 16 : 1][4];
   float s[8][4], o[head / 8][4];
-  uint32_t weights[4][4];
+  uint32_t weights[4][4], next[4][4];   // of the tile whose values are being multiplied, and of the one after it
+  constexpr float kLargeSum = 16384.f;  // of weights, a quarter of HALF's largest number
+  uint32_t zero;
+  asm volatile("mov.b32 %0, 0;" : "=r"(zero));
   Ring<Size::stages> at;
   uint32_t queryPhase = 0;
 
@@ -57,10 +60,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     const bool live = first < a.M && first + kSumTile > offset;
     const int oldest = max(0, max(first, offset) - a.window + 1) / kSumTile;
     int index = x.newest;
-    const auto release = [&](int slot) {
-      __syncwarp();
-      if (lane == 0) barrierArrive(block.freed(slot));
-    };
+    const auto release = [&](int slot) { barrierArrive(block.freed(slot)); };
     const auto skipTo = [&](int end) {
       for (; index > end; --index, at.advance()) {
         barrierWait(block.landed(at.slot), at.phase);
@@ -72,10 +72,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       continue;
     }
     skipTo(tile);
-    const auto releaseQueries = [&] {
-      __syncwarp();
-      if (lane == 0) barrierArrive(block.released(group));
-    };
+    const auto releaseQueries = [&] { barrierArrive(block.released(group)); };
     barrierWait(block.kept(group), queryPhase);
     queryPhase ^= 1;
     if constexpr (Size::inRegisters) {
@@ -83,7 +80,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       releaseQueries();
     }
 
-    float rowMax[2], rowSum[2], rowPrefix[2] = {0.f, 0.f}, between = 0.f;
+    float rowMax[2], rowSum[2], decay[2] = {0.f, 0.f};  // of the row, to the end of the tile
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       rowMax[i] = -infinity<float>();
@@ -94,23 +91,18 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) o[n][e] = 0.f;
 
-    // The next tile; asked for early, so that its latency is hidden.
-    float term[8][2], total = 0.f;
-    const auto fetch = [&] {
+    const auto waitTile = [&] {
       barrierWait(block.landed(at.slot), at.phase);
-      if (a.keyBits) barrierWait(block.ready(at.slot), at.phase);
-      if (!hasTerms) return;
-      if (prefetchTerms) loadColumns(term, block.terms[at.slot].term, t);
-      total = block.terms[at.slot].total;
+      if (masked) barrierWait(block.ready(at.slot), at.phase);
     };
     const auto keyTile = [&] { return descriptor(block.streamedTile(at.slot, 0)); };
     const auto multiplyValues = [&](int slot) {
       multiplyWeights<T>(o, weights, descriptor(block.streamedTile(slot, 1)));
       wgmmaCommit();
     };
-    // Online softmax, base 2: scores to weights; `bias` is the row's own part of the decay. True if what was summed so
+    // Online softmax, base 2; `bias` is the row's own part of the decay. First the maximum: true if what was summed so
     // far must be multiplied by `factor`.
-    const auto exponentiate = [&](float(&bias)[2], float(&factor)[2]) {
+    const auto raiseMax = [&](const float(&bias)[2], float(&factor)[2], float slack) {
       float top[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -119,7 +111,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
         for (int n = 1; n < 8; ++n) y = fmaxf(y, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         top[i] = fmaf(y, a.scaleLog2, -bias[i]);
       }
-      const bool grew = __any_sync(~0u, top[0] > rowMax[0] + kRescaleSlack || top[1] > rowMax[1] + kRescaleSlack) != 0;
+      const bool grew = __any_sync(~0u, top[0] > rowMax[0] + slack || top[1] > rowMax[1] + slack) != 0;
       if (grew) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -129,24 +121,32 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
           rowSum[i] *= factor[i];
         }
       }
+      return grew;
+    };
+    // Then scores to weights, and the thread's sums of them. A row that has seen no key yet has no maximum:
+    // exp2(-infinity - 0) = 0, not NaN.
+    const auto weigh = [&](const float(&bias)[2], float(&sum)[2], auto&& put) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        // A row that has seen no key yet has no maximum: exp2(-infinity - 0) = 0, not NaN.
-        bias[i] += rowMax[i] == -infinity<float>() ? 0.f : rowMax[i];
+        const float x = bias[i] + (rowMax[i] == -infinity<float>() ? 0.f : rowMax[i]);
+        sum[i] = 0.f;
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float y = exp2Approx(fmaf(s[n][2 * i + e], a.scaleLog2, -bias[i]));
-            s[n][2 * i + e] = y;
-            rowSum[i] += y;
-          }
+        for (int n = 0; n < 8; ++n) {
+          const float y0 = exp2Approx(fmaf(s[n][2 * i], a.scaleLog2, -x));
+          const float y1 = exp2Approx(fmaf(s[n][2 * i + 1], a.scaleLog2, -x));
+          sum[i] += y0;
+          sum[i] += y1;
+          put(n, i, y0, y1);
+        }
       }
-      return grew;
+    };
+    const auto keepScores = [&](int n, int i, float y0, float y1) {
+      s[n][2 * i] = y0;
+      s[n][2 * i + 1] = y1;
     };
 
     // The tile of the rows themselves.
-    fetch();
+    waitTile();
     wgmmaFence();
     if constexpr (Size::inRegisters)
       multiplyTiles<T, head>(s, queries, keyTile());
@@ -158,31 +158,33 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     if (!Size::inRegisters && index == oldest) releaseQueries();
     int slot = at.slot;
     at.advance();
-    if (index > oldest) fetch();
+    if (index > oldest) waitTile();
     {
-      const HopperKeyTerms* const terms = hasTerms ? &block.terms[slot] : nullptr;
-      finishDiagonal(s, terms, row, t, a.window, rawPerLog2);
-      if (terms) {
+      const HopperKeyTerms& terms = block.terms[slot];
+      finishDiagonal(s, terms, decays, masked, tile, row, t, a.window, rawPerLog2);
+      if (decays) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          rowPrefix[i] = terms->resets & bitsThrough(row + 8 * i) ? infinity<float>() : terms->prefix[row + 8 * i];
+          decay[i] = terms.resets[tile & 1] & bitsThrough(row + 8 * i) ? infinity<float>() : terms.prefix[row + 8 * i];
       }
-      float bias[2] = {0.f, 0.f}, factor[2] = {1.f, 1.f};
-      exponentiate(bias, factor);
+      const float bias[2] = {0.f, 0.f};
+      float factor[2] = {1.f, 1.f};
+      raiseMax(bias, factor, kRescaleSlack);
+      weigh(bias, rowSum, keepScores);
     }
     packWeights<T>(weights, s);
 
     for (--index; index >= oldest; --index) {
-      if (hasTerms) {
-        if (!prefetchTerms) loadColumns(term, block.terms[at.slot].term, t);
-        startColumns(s, term);
+      if (decays) {
+        float term[8][2];
+        loadColumns(term, block.terms[at.slot].suffix, t);
+        startColumns(s, term, -rawPerLog2);
       }
-      const float tileTotal = total;
       wgmmaFence();
       if constexpr (Size::inRegisters)
-        addTiles<T, head>(s, queries, keyTile(), hasTerms);
+        addTiles<T, head>(s, queries, keyTile(), decays);
       else
-        addTiles<T, head>(s, descriptorHere(tileQ), keyTile(), hasTerms);
+        addTiles<T, head>(s, descriptorHere(tileQ), keyTile(), decays);
       wgmmaCommit();
       multiplyValues(slot);
       const int done = slot;
@@ -191,15 +193,31 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       wgmmaWait<1>();
       hold(s);
       if (!Size::inRegisters && index == oldest) releaseQueries();
-      if (index > oldest) fetch();
-      if (index * kSumTile <= first + kSumTile - 1 - a.window) {  // the window's left edge runs through the tile
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          hideColumns(s, i, bitsFrom(first + row + 8 * i - a.window + 1 - index * kSumTile), t);
+      hideEdge(s, block.terms[slot], masked, first - a.window + 1 - index * kSumTile, row, t);
+      const float total = block.terms[slot].total(index);
+      float factor[2] = {1.f, 1.f}, sum[2];
+      // Weights under the maximum so far; only if one of them is large (or there is no maximum yet) a new one is found.
+      const auto putWeights = [&](int n, int i, float y0, float y1) {
+        next[n / 2][n % 2 * 2 + i] = packPair(T(), y0, y1);
+      };
+      weigh(decay, sum, putWeights);
+      const float lowest = fminf(rowMax[0], rowMax[1]);
+      const bool grew = __any_sync(~0u, !(sum[0] + sum[1] <= kLargeSum) || lowest == -infinity<float>());
+      if (grew) {
+        raiseMax(decay, factor, 0.f);
+        weigh(decay, sum, putWeights);
       }
-      float bias[2] = {rowPrefix[0] + between, rowPrefix[1] + between}, factor[2] = {1.f, 1.f};
-      const bool grew = exponentiate(bias, factor);
-      between += tileTotal;
+      rowSum[0] += sum[0];
+      rowSum[1] += sum[1];
+#pragma unroll
+      for (int d = 0; d < 4; ++d)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(next[d][i])::"memory");
+      if (index > oldest) waitTile();  // here: see hold
+      if (decays) {
+        decay[0] += total;
+        decay[1] += total;
+      }
       wgmmaWait<0>();
       hold(o);
       release(done);
@@ -209,7 +227,13 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
 #pragma unroll
           for (int e = 0; e < 4; ++e) o[n][e] *= factor[e / 2];
       }
-      packWeights<T>(weights, s);
+#pragma unroll
+      for (int d = 0; d < 4; ++d)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          // A real instruction after the wait: ptxas serialises products whose operands are packed before it.
+          asm volatile("xor.b32 %0, %1, %2;" : "=r"(weights[d][i]) : "r"(next[d][i]), "r"(zero) : "memory");
+        }
     }
     wgmmaFence();
     multiplyValues(slot);

@@ -1,9 +1,10 @@
 // Hopper primitives (PTX ISA, sm_90a): wgmma, TMA copies, mbarriers, register reallocation; and the skeleton that the
 // Hopper kernels share.
 //
-// Every kernel is one persistent block per multiprocessor: one producer warp group, whose warps start TMA copies and
-// prepare per-row terms, and `consumers` warp groups, each of which keeps 64 stationary rows and multiplies them with
-// the 64-row tiles of a ring of shared-memory stages. A consumer group skips the tiles that its rows do not see.
+// Every kernel is one persistent block per multiprocessor: one producer warp group, whose warps start TMA copies
+// (decays travel with the tiles) and zero masked rows, and `consumers` warp groups, each of which keeps 64 stationary
+// rows and multiplies them with the 64-row tiles of a ring of shared-memory stages. A consumer group skips the tiles
+// that its rows do not see.
 //
 // A tile in shared memory is 64 rows x `head` elements as panels of 64 rows x 64 elements: 128-byte rows whose 16-byte
 // chunks are XOR-swizzled by the row number (what TMA writes and wgmma reads as SWIZZLE_128B). The same tile serves as
@@ -90,12 +91,12 @@ __device__ __forceinline__ void copyTensor(uint32_t tile, const CUtensorMap& map
         : "memory");
 }
 
-/// Starts the copy of `count` floats (16-byte aligned); `barrier` counts its bytes.
-template <int count>
-__device__ __forceinline__ void copyFloatsBulk(const float* shared, const float* global, uint32_t barrier) {
+/// Starts the copy of `count` elements (16-byte aligned, in all a multiple of 16 bytes); `barrier` counts its bytes.
+template <int count, typename E>
+__device__ __forceinline__ void copyBulk(const E* shared, const E* global, uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
                    sharedAddress(shared)),
-               "l"(global), "n"(count * 4), "r"(barrier)
+               "l"(global), "n"(count * static_cast<int>(sizeof(E))), "r"(barrier)
                : "memory");
 }
 
@@ -120,7 +121,9 @@ template <int pending>
 __device__ __forceinline__ void wgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(pending) : "memory");
 }
-/// Keeps the compiler from reading accumulators before the wait that precedes this.
+/// Keeps the compiler from reading accumulators before the wait that precedes this, and from computing what they hold
+/// after a wait that follows. ptxas still moves such a wait up within a block of instructions: where arithmetic is to
+/// run under products, a branch (a barrier's wait) must lie between it and the wait.
 template <int blocks>
 __device__ __forceinline__ void hold(float (&c)[blocks][4]) {
 #pragma unroll
@@ -301,11 +304,11 @@ __device__ __forceinline__ void loadColumns(float (&term)[8][2], const float* te
     term[n][1] = x.y;
   }
 }
-__device__ __forceinline__ void startColumns(float (&s)[8][4], const float (&term)[8][2]) {
+__device__ __forceinline__ void startColumns(float (&s)[8][4], const float (&term)[8][2], float factor) {
 #pragma unroll
   for (int n = 0; n < 8; ++n)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) s[n][e] = term[n][e % 2];
+    for (int e = 0; e < 2; ++e) s[n][e] = s[n][e + 2] = term[n][e] * factor;
   hold(s);
 }
 /// Hides the columns of row half `i` whose bit is not set.
@@ -337,6 +340,11 @@ struct Ring {
       phase ^= 1;
     }
   }
+  __device__ __forceinline__ Ring next() const {
+    Ring x = *this;
+    x.advance();
+    return x;
+  }
   __device__ __forceinline__ int previousSlot() const { return slot == 0 ? stages - 1 : slot - 1; }
 };
 
@@ -362,26 +370,30 @@ struct HopperBlock {
   __device__ __forceinline__ uint32_t streamedTile(int slot, int i) const {
     return ring + (2 * slot + i) * Size::tileBytes;
   }
-  /// The copies of a stage are there; its masked rows are zeroed; every consumer warp is done with it.
+  /// The copies of a stage are there; its masked rows are zeroed; the consumers are done with it. All lanes of a warp
+  /// arrive: each vouches for its own accesses, which compute-sanitizer's racecheck can follow.
   __device__ __forceinline__ uint32_t landed(int slot) const { return barriers + 8 * slot; }
   __device__ __forceinline__ uint32_t ready(int slot) const { return barriers + 8 * (Size::stages + slot); }
   __device__ __forceinline__ uint32_t freed(int slot) const { return barriers + 8 * (2 * Size::stages + slot); }
-  /// Of a consumer group's stationary tiles.
-  __device__ __forceinline__ uint32_t kept(int group) const { return barriers + 8 * (3 * Size::stages + group); }
-  __device__ __forceinline__ uint32_t released(int group) const {
-    return barriers + 8 * (3 * Size::stages + Size::consumers + group);
+  /// What a consumer group keeps is there; its warps are done with it. In two parts, `i` = 0, 1.
+  __device__ __forceinline__ uint32_t kept(int group, int i = 0) const {
+    return barriers + 8 * (3 * Size::stages + 2 * group + i);
   }
-  /// `landedArrivals`: 2 if the terms of a stage count as part of its copies, else 1.
-  __device__ __forceinline__ void initialise(int landedArrivals) const {
+  __device__ __forceinline__ uint32_t released(int group, int i = 0) const {
+    return barriers + 8 * (3 * Size::stages + 2 * Size::consumers + 2 * group + i);
+  }
+  __device__ __forceinline__ void initialise() const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Size::stages; ++i) {
-        barrierInit(landed(i), landedArrivals);
-        barrierInit(ready(i), 1);
-        barrierInit(freed(i), 4 * Size::consumers);
+        barrierInit(landed(i), 1);
+        barrierInit(ready(i), 32);
+        barrierInit(freed(i), 128 * Size::consumers);
       }
       for (int i = 0; i < Size::consumers; ++i) {
-        barrierInit(kept(i), 1);
-        barrierInit(released(i), 4);
+        for (int part = 0; part < 2; ++part) {
+          barrierInit(kept(i, part), 1);
+          barrierInit(released(i, part), 128);
+        }
       }
       barrierInitFence();
     }
@@ -402,12 +414,27 @@ __device__ __forceinline__ void zeroRows(uint32_t tiles, uint64_t real, int lane
   }
 }
 
-/// What a query-stationary block needs of a streamed key tile besides K and V.
+/// A tile's decay, in shared memory; infinity if it has a reset. Not by the compiler's own loads: it knows the value to
+/// be the same in all lanes and would wait for it here, to move it to a uniform register.
+__device__ __forceinline__ float tileTotal(const uint64_t* resets, const float* lastPrefix) {
+  uint32_t low, high;
+  float total;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];\n" : "=r"(low), "=r"(high) : "r"(sharedAddress(resets)) : "memory");
+  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(total) : "r"(sharedAddress(lastPrefix)) : "memory");
+  return low | high ? infinity<float>() : total;
+}
+
+/// What a query-stationary block needs of a streamed key tile besides K and V: decays in log2 units, and which keys are
+/// real.
 struct alignas(16) HopperKeyTerms {
-  float term[kSumTile];    ///< -suffix in the kernel's units, -infinity where the key is masked
-  float prefix[kSumTile];  ///< log2 units
-  uint64_t bits, resets;
-  float total;  ///< infinity if there is a reset
+  float suffix[kSumTile], prefix[kSumTile];
+  uint64_t resets[2];  ///< of the tile and its neighbour, the even one first
+  uint64_t bits;
+
+  /// The decay over the tile `index`; infinity if there is a reset.
+  __device__ __forceinline__ float total(int index) const {
+    return tileTotal(resets + (index & 1), prefix + kSumTile - 1);
+  }
 };
 
 /// The work of a block: every gridDim.x-th of batch x heads x tiles, from blockIdx.x on.
@@ -459,131 +486,116 @@ __device__ __forceinline__ WorkList queryWorkList(const AttentionArgs<T>& a, int
   return WorkList(a.batch, a.H, static_cast<int>((a.M - a.queries.first + rows - 1) / rows));
 }
 
-/// Producer thread of a query-stationary kernel: K and V tiles, newest first.
+/// Producer thread of a query-stationary kernel: K and V tiles with their decays, newest first.
 template <int head, int rows, typename Block, int stages, typename T>
 __device__ __forceinline__ void produceKeys(const AttentionArgs<T>& a, const Block& block, Ring<stages> at,
                                             const CUtensorMap& mapK, const CUtensorMap& mapV) {
+  constexpr int termBytes = 2 * kSumTile * 4 + 16;
   for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
     const QueryWork x(a, work, rows);
     const int kvHead = x.h / a.group;
     for (int index = x.newest; index >= x.oldest; --index, at.advance()) {
+      const uint32_t landed = block.landed(at.slot);
       barrierWait(block.freed(at.slot), at.phase ^ 1);
-      barrierExpect(block.landed(at.slot), 2 * head * 128);
-      copyTensor<head>(block.streamedTile(at.slot, 0), mapK, index * kSumTile, kvHead, x.b, block.landed(at.slot));
-      copyTensor<head>(block.streamedTile(at.slot, 1), mapV, index * kSumTile, kvHead, x.b, block.landed(at.slot));
+      barrierExpect(landed, 2 * head * 128 + (a.sums.suffix ? termBytes : 0));
+      copyTensor<head>(block.streamedTile(at.slot, 0), mapK, index * kSumTile, kvHead, x.b, landed);
+      copyTensor<head>(block.streamedTile(at.slot, 1), mapV, index * kSumTile, kvHead, x.b, landed);
+      if (a.sums.suffix) {
+        const HopperKeyTerms& terms = block.terms[at.slot];
+        const int64_t tile = x.bh * a.keys.tiles() + index - a.keys.first / kSumTile;
+        copyBulk<kSumTile>(terms.suffix, a.sums.suffix + tile * kSumTile, landed);
+        copyBulk<kSumTile>(terms.prefix, a.sums.prefix + tile * kSumTile, landed);
+        copyBulk<2>(terms.resets, a.sums.resets + (tile & ~1), landed);
+      }
     }
   }
 }
 
-/// Producer thread of a query-stationary kernel: each group's queries, and their dO if there is a map of it.
+/// Producer thread of a query-stationary kernel: each group's queries; in the backward their dO with them, and o.
 template <int head, int rows, typename Block, typename T>
 __device__ __forceinline__ void produceQueries(const AttentionArgs<T>& a, const Block& block, const CUtensorMap& mapQ,
-                                               const CUtensorMap* mapDo) {
+                                               const CUtensorMap* mapDo = nullptr, const CUtensorMap* mapO = nullptr) {
   const int offset = a.M - a.N;
   uint32_t phases = 0;  // a bit per group
   for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
     const QueryWork x(a, work, rows);
-    for (int group = rows / kSumTile - 1; group >= 0; --group) {  // the newest rows start, and end, first
-      const int first = x.origin + group * kSumTile;
-      if (first >= a.M || first + kSumTile <= offset) continue;
-      barrierWait(block.released(group), (~phases >> group) & 1);
-      phases ^= 1u << group;
-      barrierExpect(block.kept(group), (mapDo ? 2 : 1) * head * 128);
-      copyTensor<head>(block.stationaryTile(group, 0), mapQ, first - offset, x.h, x.b, block.kept(group));
-      if (mapDo) copyTensor<head>(block.stationaryTile(group, 1), *mapDo, first - offset, x.h, x.b, block.kept(group));
+    const uint32_t before = phases;
+    for (int part = mapO ? 1 : 0; part >= 0; --part) {              // o is done with long before Q and dO
+      for (int group = rows / kSumTile - 1; group >= 0; --group) {  // the newest rows start, and end, first
+        const int first = x.origin + group * kSumTile;
+        if (first >= a.M || first + kSumTile <= offset) continue;
+        const uint32_t kept = block.kept(group, part);
+        barrierWait(block.released(group, part), (~before >> group) & 1);
+        if (part == 1) {
+          barrierExpect(kept, head * 128);
+          copyTensor<head>(block.stationaryTile(group, 2), *mapO, first - offset, x.h, x.b, kept);
+        } else {
+          phases ^= 1u << group;
+          barrierExpect(kept, (mapDo ? 2 : 1) * head * 128);
+          copyTensor<head>(block.stationaryTile(group, 0), mapQ, first - offset, x.h, x.b, kept);
+          if (mapDo) copyTensor<head>(block.stationaryTile(group, 1), *mapDo, first - offset, x.h, x.b, kept);
+        }
+      }
     }
   }
 }
 
-/// Has a query-stationary kernel key terms? They arrive with the copies, unless rows must be zeroed in between.
-template <typename T>
-__device__ __forceinline__ bool hasKeyTerms(const AttentionArgs<T>& a) {
-  return a.sums.suffix || a.keyBits;
-}
-template <typename T>
-__device__ __forceinline__ int keyTileArrivals(const AttentionArgs<T>& a) {
-  return hasKeyTerms(a) && !a.keyBits ? 2 : 1;
-}
-
-/// What a key tile's terms are made from, a column pair a lane.
-struct KeyTermsInput {
-  float2 suffix, prefix;
-  uint64_t bits, resets;
-
-  template <typename T>
-  __device__ __forceinline__ void load(const AttentionArgs<T>& a, const QueryWork& x, int index, int lane) {
-    const int64_t tile = index - a.keys.first / kSumTile;
-    bits = a.keyBits ? a.keyBits[x.b * a.keys.tiles() + tile] : ~0ull;
-    resets = 0;
-    suffix = prefix = make_float2(0.f, 0.f);
-    if (a.sums.suffix) {
-      const int64_t from = x.bh * a.keys.length + tile * kSumTile + 2 * lane;
-      suffix = *reinterpret_cast<const float2*>(a.sums.suffix + from);
-      prefix = *reinterpret_cast<const float2*>(a.sums.prefix + from);
-      resets = a.sums.resets[x.bh * a.keys.tiles() + tile];
-    }
-  }
-};
-
-/// Producer warp of a query-stationary kernel: the terms of the key tiles, suffixes times `unitsPerLog2`; zeroes masked
-/// rows.
+/// Producer warp of a query-stationary kernel where keys are masked: which are real; zeroes the rows of the others, so
+/// that no product sees what they hold.
 template <int head, int rows, typename Block, int stages, typename T>
-__device__ __forceinline__ void produceKeyTerms(const AttentionArgs<T>& a, const Block& block, Ring<stages> at,
-                                                float unitsPerLog2) {
+__device__ __forceinline__ void produceKeyBits(const AttentionArgs<T>& a, const Block& block, Ring<stages> at) {
   const int lane = threadIdx.x % 32;
-  const float inf = infinity<float>();
   for (WorkList work = queryWorkList(a, rows); work.more(); work.advance()) {
     const QueryWork x(a, work, rows);
-    KeyTermsInput next;
-    next.load(a, x, x.newest, lane);
-    for (int index = x.newest; index >= x.oldest; --index, at.advance()) {
-      const KeyTermsInput from = next;
-      if (index > x.oldest) next.load(a, x, index - 1, lane);
+    const uint64_t* const keyBits = a.keyBits + x.b * a.keys.tiles() - a.keys.first / kSumTile;
+    uint64_t own = 0;  // a tile's bits a lane
+    for (int i = 0, index = x.newest; index >= x.oldest; ++i, --index, at.advance()) {
+      if (i % 32 == 0 && index - lane >= x.oldest) own = keyBits[index - lane];
+      const uint64_t bits = __shfl_sync(~0u, own, i % 32);
       barrierWait(block.freed(at.slot), at.phase ^ 1);
-      HopperKeyTerms& to = block.terms[at.slot];
-      *reinterpret_cast<float2*>(to.term + 2 * lane) =
-          make_float2((from.bits >> (2 * lane)) & 1 ? -from.suffix.x * unitsPerLog2 : -inf,
-                      (from.bits >> (2 * lane + 1)) & 1 ? -from.suffix.y * unitsPerLog2 : -inf);
-      *reinterpret_cast<float2*>(to.prefix + 2 * lane) = from.prefix;
-      if (lane == 31) {
-        to.bits = from.bits;
-        to.resets = from.resets;
-        to.total = from.resets ? inf : from.prefix.y;
-      }
-      if (from.bits != ~0ull) {
+      if (lane == 0) block.terms[at.slot].bits = bits;
+      if (bits != ~0ull) {
         barrierWait(block.landed(at.slot), at.phase);
-        zeroRows<head>(block.streamedTile(at.slot, 0), from.bits, lane);
+        zeroRows<head>(block.streamedTile(at.slot, 0), bits, lane);
         asyncProxyFence();
       }
-      __syncwarp();
-      if (lane == 0) barrierArrive(a.keyBits ? block.ready(at.slot) : block.landed(at.slot));
+      barrierArrive(block.ready(at.slot));
     }
   }
 }
 
-/// Scores of the tile that holds the rows themselves: the decay prefix_row - prefix_column is added, and what is not
-/// visible (later columns, the window's end, what a hard reset cuts off, masked keys) hidden. `terms` is null if there
-/// is neither decay nor mask; `row`: the thread's first row of the tile.
-__device__ __forceinline__ void finishDiagonal(float (&s)[8][4], const HopperKeyTerms* terms, int row, int t,
-                                               int window, float rawPerLog2) {
+/// Scores of the tile that holds the rows themselves: the decay prefix_row - prefix_column is added if there is one,
+/// and what is not visible (later columns, the window's end, what a hard reset cuts off, masked keys) hidden. `row`:
+/// the thread's first row of the tile `tile`.
+__device__ __forceinline__ void finishDiagonal(float (&s)[8][4], const HopperKeyTerms& terms, bool decays, bool masked,
+                                               int tile, int row, int t, int window, float rawPerLog2) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int p = row + 8 * i;
     uint64_t visible = bitsThrough(p) & bitsFrom(p - window + 1);
-    if (terms) {
-      const float own = terms->prefix[p];
+    if (decays) {
+      const float own = terms.prefix[p];
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
-        const float2 x = *reinterpret_cast<const float2*>(terms->prefix + 8 * n + 2 * t);
+        const float2 x = *reinterpret_cast<const float2*>(terms.prefix + 8 * n + 2 * t);
         s[n][2 * i] = fmaf(x.x - own, rawPerLog2, s[n][2 * i]);
         s[n][2 * i + 1] = fmaf(x.y - own, rawPerLog2, s[n][2 * i + 1]);
       }
-      const uint64_t resets = terms->resets & bitsThrough(p);
+      const uint64_t resets = terms.resets[tile & 1] & bitsThrough(p);
       if (resets) visible &= bitsFrom(63 - __clzll(resets));
-      visible &= terms->bits;
     }
+    if (masked) visible &= terms.bits;
     hideColumns(s, i, visible, t);
   }
+}
+/// Hides what the rows of an earlier tile do not see: masked keys, and where the window's left edge runs through the
+/// tile, the columns before it; `left`: the first column that row 0 sees.
+__device__ __forceinline__ void hideEdge(float (&s)[8][4], const HopperKeyTerms& terms, bool masked, int left, int row,
+                                         int t) {
+  const uint64_t bits = masked ? terms.bits : ~0ull;
+  if (left + kSumTile - 1 <= 0 && bits == ~0ull) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) hideColumns(s, i, bits & bitsFrom(left + row + 8 * i), t);
 }
 
 #endif  // GATEDFWA_HOPPER

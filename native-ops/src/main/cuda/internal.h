@@ -53,7 +53,7 @@ template <typename T, typename F = float>
 struct AttentionArgs {
   Rows<T> q, k, v, dO;
   OutRows<T> o, dq, dk, dv;
-  F* lse;
+  F* lse;  ///< output of the forward, input of the backward
   int64_t lseBatch, lseHead, lseRow;
   int N, M, H, group, window;
   int64_t batch;
@@ -64,11 +64,12 @@ struct AttentionArgs {
   Span queries;             ///< positions that the row arrays cover
   // backward: per row, [B, H, queries]: lse in log2 units (+infinity where the row has no key), the same plus the decay
   // from the tile's start, and delta
-  const float *rowLse, *rowDecayedLse, *rowDelta;
+  float *rowLse, *rowDecayedLse, *rowDelta;
   // dalpha: column sums of dS [B, H, keys]; running sums of whole key warps at boundaries, see dalpha.cu
   float *columnSums, *warpSums;
   float* rowSums;  ///< row sums of dS, [B, H, queries]: 0 but for rounding, see dalpha.cu
   int boundary, boundarySlots;
+  Rows<T> forwardO;  ///< o of the forward, where the backward's kernels compute delta themselves (Hopper)
 };
 
 inline int64_t divUp(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -102,8 +102,16 @@ void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const 
   float* const lse = call.arena.take<float>(queryRows);
   float* const decayedLse = call.arena.take<float>(queryRows);
   float* const delta = call.arena.take<float>(queryRows);
-  call.launch(
-      [&] { return launchRowStatistics<T>(p, a.sums, a.keys, a.queries, lse, decayedLse, delta, call.stream); });
+  if (kernel == Kernel::Hopper) {  // its dq kernel computes them
+    a.forwardO = rows<T>(call, kernel, p.o, p.batch, p.queryLength, p.heads, p.valueSize);
+    a.lse = static_cast<float*>(const_cast<void*>(p.lse.data));
+    a.lseBatch = p.lse.strides[0];
+    a.lseHead = p.lse.strides[1];
+    a.lseRow = p.lse.strides[2];
+  } else {
+    call.launch(
+        [&] { return launchRowStatistics<T>(p, a.sums, a.keys, a.queries, lse, decayedLse, delta, call.stream); });
+  }
   a.rowLse = lse;
   a.rowDecayedLse = decayedLse;
   a.rowDelta = delta;
@@ -114,9 +122,10 @@ void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const 
     a.rowSums = call.arena.take<float>(queryRows);
     a.columnSums = call.arena.take<float>(columns);
     a.warpSums = call.arena.take<float>(marks);
-    // Keys that no query sees are visited by no warp.
-    call.launch([&] { return cudaMemsetAsync(a.columnSums, 0, columns * sizeof(float), call.stream); });
-    call.launch([&] { return cudaMemsetAsync(a.warpSums, 0, marks * sizeof(float), call.stream); });
+    if (kernel != Kernel::Hopper || p.queryLength < p.keyLength) {  // keys that no query sees are visited by no warp
+      call.launch([&] { return cudaMemsetAsync(a.columnSums, 0, columns * sizeof(float), call.stream); });
+      call.launch([&] { return cudaMemsetAsync(a.warpSums, 0, marks * sizeof(float), call.stream); });
+    }
   }
   call.launch([&] { return launch(a); });
   if (p.alpha.data)

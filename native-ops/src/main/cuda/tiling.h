@@ -85,7 +85,7 @@ constexpr HopperTiling hopperTiling(Pass pass, int head) {
     case Pass::Forward:
       return head == 64 ? HopperTiling{3, 11, 144, 80, true} : HopperTiling{3, 5, 152, 56, false};
     case Pass::Dq:
-      return head == 64 ? HopperTiling{3, 10, 144, 80, false} : HopperTiling{2, 4, 216, 72, false};
+      return head == 64 ? HopperTiling{3, 9, 144, 80, false} : HopperTiling{2, 4, 216, 72, false};
     case Pass::DkDv:
       return head == 64 ? HopperTiling{2, 10, 232, 40, true} : HopperTiling{2, 4, 240, 24, false};
   }
@@ -99,11 +99,15 @@ struct HopperTile {
   static constexpr bool inRegisters = kTiling.inRegisters;
   static constexpr int threads = 128 * (1 + consumers);
   static constexpr int consumerRegisters = kTiling.consumerRegisters, producerRegisters = kTiling.producerRegisters;
-  static constexpr int stationaryTiles = pass == Pass::Forward ? 1 : 2, tileBytes = kSumTile * head * 2;
+  static constexpr int stationaryTiles = pass == Pass::Forward ? 1
+                                         : pass == Pass::Dq    ? 3
+                                                               : 2,
+                       tileBytes = kSumTile * head * 2;
   static constexpr int termBytes = pass == Pass::DkDv ? 1040 : 544;  ///< of a stage
-  static constexpr int barriers = 3 * stages + 2 * consumers;
-  static constexpr int shared =
-      (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes + 8 * barriers + 2 * threads;
+  static constexpr int barriers = 3 * stages + 4 * consumers;
+  static constexpr int warpBytes = pass == Pass::DkDv ? 64 : 0;  ///< a warp's own, where registers are short
+  static constexpr int shared = (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes +
+                                8 * barriers + threads / 32 * warpBytes;
   static_assert(shared <= 227 * 1024, "a Hopper tile does not fit");
   static_assert(consumers * consumerRegisters + producerRegisters <= 65536 / threads / 8 * 8 * (1 + consumers),
                 "more registers than the block starts with");

@@ -49,8 +49,9 @@ __global__ void __launch_bounds__(NsaHopperSize<head>::threads, 1)
   const uint32_t kept = base + Size::barriers + 16 * stages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
-      barrierInit(landed(i), 2);  // the copies, the terms
-      barrierInit(freed(i), 4);
+      // All lanes of a warp arrive, see HopperBlock.
+      barrierInit(landed(i), 1 + 32);  // the copies, the terms
+      barrierInit(freed(i), 128);
     }
     barrierInit(kept, 1);
     barrierInitFence();
@@ -120,8 +121,7 @@ __global__ void __launch_bounds__(NsaHopperSize<head>::threads, 1)
           statisticsOf(i, current[i] = token[i]);
         }
         tokensOf(tile + 2);
-        __syncwarp();
-        if (lane == 0) barrierArrive(landed(at.slot));
+        barrierArrive(landed(at.slot));
       }
     }
     return;
@@ -140,10 +140,7 @@ __global__ void __launch_bounds__(NsaHopperSize<head>::threads, 1)
   Ring<stages> at;
   if (group == 1) at.advance();
   int previous = 0;
-  const auto release = [&](int slot) {
-    __syncwarp();
-    if (lane == 0) barrierArrive(freed(slot));
-  };
+  const auto release = [&](int slot) { barrierArrive(freed(slot)); };
   // Products of the tile at `at`, with dk of the tile before between them: s is needed first.
   const auto multiply = [&](auto&& multiplyBetween) {
     wgmmaFence();

@@ -33,7 +33,8 @@ import picocli.CommandLine.Spec;
  * How well a pretrained model reads on and on: bits per byte against the position in long files,
  * beside a model that begins anew every {@code --context} bytes, and the memory that it takes.
  *
- * <p>Each text is a stretch of a real file; the longest files take turns.
+ * <p>Each text is a stretch of a real file: first the beginnings of all long files, then what
+ * follows them.
  */
 @Command(
     name = "LongContext",
@@ -124,7 +125,7 @@ public final class LongContext implements Callable<Integer> {
     return 0;
   }
 
-  /** Stretches of the longest files: the first of each, then the second of each, and so on. */
+  /** Stretches of the long files: the first of each, then the second of each, and so on. */
   private List<byte[]> texts(PrintWriter out) throws IOException {
     if (!Files.isDirectory(sources)) {
       throw new NotDirectoryException(sources + " (--sources)");

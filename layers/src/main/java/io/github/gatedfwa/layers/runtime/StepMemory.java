@@ -63,8 +63,7 @@ final class StepMemory {
   }
 
   /** A view of a parameter, for all steps. */
-  INDArray parameterView(
-      INDArray parameter, long from, long[] shape, long[] strides, char order) {
+  INDArray parameterView(INDArray parameter, long from, long[] shape, long[] strides, char order) {
     keepViews(parameter);
     return view(parameter, from, shape, strides, order);
   }

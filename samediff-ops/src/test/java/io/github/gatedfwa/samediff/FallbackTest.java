@@ -71,7 +71,12 @@ class FallbackTest {
         call.run();
         return false;
       } catch (RuntimeException e) {
-        return e.getMessage().contains(name) && e.getMessage().contains("gated_fwa");
+        for (Throwable cause = e; cause != null; cause = cause.getCause()) {
+          if (cause.getMessage().contains("gated_fwa") && cause.getMessage().contains(name)) {
+            return true;
+          }
+        }
+        return false;
       }
     }
   }

@@ -4,7 +4,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.List;
-import java.util.Map;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
@@ -22,7 +21,7 @@ final class StepMemory {
   private int next;
 
   /** The views of arrays that stay the same from step to step. */
-  private final Map<INDArray, List<INDArray>> views = new IdentityHashMap<>();
+  private final IdentityHashMap<INDArray, List<INDArray>> views = new IdentityHashMap<>();
 
   /** Whether a pass is small enough. */
   static boolean suits(long minibatch, long time) {

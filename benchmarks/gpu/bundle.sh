@@ -59,8 +59,8 @@ repack() {
 }
 gpu_jar=$(find native-ops/target -maxdepth 1 -name '*-gpu.jar')
 while read -r jar; do
-  # The test classes of native-ops come with the others'.
-  [[ $jar == *-tests.jar || -d $jar ]] || repack "$jar"
+  # The test classes of native-ops come with the others'; nothing there asks for the zoo's weights.
+  [[ $jar == *-tests.jar || $jar == */zoo-*.jar || -d $jar ]] || repack "$jar"
 done < <(tr ':' '\n' < benchmarks/target/classpath; echo; ls benchmarks/target/benchmarks-*.jar)
 if [[ -n $cuda ]]; then
   library=$bundle/gpu/io/github/gatedfwa/nativeops/linux-x86_64-gpu

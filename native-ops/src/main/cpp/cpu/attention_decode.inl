@@ -1,5 +1,5 @@
 // gated_fwa on the CPU for a few queries against a cache: one row at a time, vectors along the head, so that no lane
-// idles. Bound by reading K and V once.
+// idles. Bound by reading K and V once, in place where they are of the type that is computed in.
 #pragma once
 
 #include "cpu/plan.h"
@@ -30,12 +30,21 @@ struct Decode {
     Scratch scratch(nullptr);
     Buffers buffers(p, scratch);
     plan.scratchBytes = scratch.used();
-    plan.flops = 8.0 * static_cast<double>(p.batch * p.heads * p.queryLength) *
+    plan.flops = 2.0 * static_cast<double>(p.batch * p.heads * p.queryLength) *
                  static_cast<double>(least(p.window, p.keyLength) * (p.headSize + p.valueSize));
     plan.add(p.batch * p.heads * p.queryLength, [](const void* params, int64_t item, void* memory) {
       run(*static_cast<const AttentionForward*>(params), item, memory);
     });
     return plan;
+  }
+
+  /// Rows of one head. Each is read once, so that a copy would cost more than the jumps from row to row.
+  static Rows<A> rowsOf(const AttentionProblem& p, const Input& x, int64_t b, int64_t first, int64_t head,
+                        int64_t count, int64_t columns, const uint8_t* keep, A* buffer) {
+    const int64_t paddedColumns = roundUp(columns, kLanes<A>);
+    if (isAccumulator<A>(p.type) && x.strides[3] == 1 && columns == paddedColumns && !keep)
+      return {at<A>(x, b, first, head), x.strides[1]};
+    return stageRows(p.type, x, b, first, head, count, columns, paddedColumns, keep, buffer);
   }
 
   static void run(const AttentionForward& p, int64_t item, void* memory) {
@@ -63,8 +72,8 @@ struct Decode {
       const uint8_t* keep = maskOf(p, b, first, count, buffers.keep);
       decay = alpha.columns(first, end, decay, keep,
                             [&](int64_t i, double bias) { buffers.weight[i] = static_cast<A>(bias); });
-      const Rows<A> k = stageRows(p.type, p.k, b, first, kvHead, count, p.headSize, headColumns, keep, buffers.k);
-      const Rows<A> v = stageRows(p.type, p.v, b, first, kvHead, count, p.valueSize, valueColumns, keep, buffers.v);
+      const Rows<A> k = rowsOf(p, p.k, b, first, kvHead, count, p.headSize, keep, buffers.k);
+      const Rows<A> v = rowsOf(p, p.v, b, first, kvHead, count, p.valueSize, keep, buffers.v);
       A blockMax = max;
       for (int64_t j = 0; j < count; j++) {
         if (buffers.weight[j] == -kInfinity<A>) continue;
@@ -80,11 +89,11 @@ struct Decode {
         if (j < count) store(buffers.weight + j, exp2<A>(load(buffers.weight + j) - reference));
       sum *= factor;
       for (int64_t j = 0; j < count; j++) sum += buffers.weight[j];
-      for (int64_t c = 0; c < valueColumns; c += kLanes<A>) {
-        Vector<A> o = load(buffers.o + c) * factor;
-        for (int64_t j = 0; j < count; j++)
-          if (buffers.weight[j] != 0) o += buffers.weight[j] * load(v.data + j * v.ld + c);
-        store(buffers.o + c, o);
+      for (int64_t c = 0; c < valueColumns; c += kLanes<A>) store(buffers.o + c, load(buffers.o + c) * factor);
+      for (int64_t j = 0; j < count; j++) {
+        if (buffers.weight[j] == 0) continue;
+        for (int64_t c = 0; c < valueColumns; c += kLanes<A>)
+          store(buffers.o + c, load(buffers.o + c) + buffers.weight[j] * load(v.data + j * v.ld + c));
       }
     }
     *(at<A>(p.lse, b, h) + t * p.lse.strides[2]) =

@@ -122,10 +122,7 @@ public final class LayerMemory {
         network.rnnTimeStep(token);
       }
       if (i == 100 || i == 1000 || i == CALLS) {
-        for (int round = 0; round < 3; round++) {
-          System.gc(); // ND4J gives arrays back when the collector has seen their last reference
-          Thread.sleep(300);
-        }
+        ResidentMemory.collectGarbage();
         ResidentMemory.trim();
         double resident = ResidentMemory.megabytes();
         double jvm = ResidentMemory.committedByJvmMegabytes();

@@ -6,6 +6,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.locks.LockSupport;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import javax.management.JMException;
@@ -26,6 +27,27 @@ final class ResidentMemory {
 
   static void resetPeak() throws IOException {
     Files.writeString(Path.of("/proc/self/clear_refs"), "5");
+  }
+
+  /**
+   * ND4J and JavaCPP give memory back some time after the collector has seen the last reference to
+   * it: collects until the heap does not shrink any more.
+   *
+   * @return bytes of the heap that are in use
+   */
+  static long collectGarbage() {
+    Runtime java = Runtime.getRuntime();
+    long used = Long.MAX_VALUE;
+    for (int round = 0; round < 30; round++) {
+      System.gc();
+      long now = java.totalMemory() - java.freeMemory();
+      if (round >= 3 && now > used - 100_000) {
+        return now;
+      }
+      used = now;
+      LockSupport.parkNanos(300_000_000);
+    }
+    return used;
   }
 
   /** What malloc keeps of freed memory goes back to the system. */

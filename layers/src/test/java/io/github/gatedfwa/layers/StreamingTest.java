@@ -82,6 +82,31 @@ class StreamingTest {
     assertChunksMatch(net, x, RNNFormat.NCW, 1e-5, 1);
   }
 
+  /** Steps use their arrays again; nothing of them may be in a result. */
+  @ParameterizedTest
+  @EnumSource(names = {"GATED", "EVERYTHING", "NSA_EVERYTHING"})
+  void resultsStayWhenOtherPassesFollow(Options options) {
+    MultiLayerNetwork net =
+        Nets.shaken(
+            Nets.net(
+                DataType.DOUBLE,
+                N_IN,
+                RNNFormat.NCW,
+                SwiGLULayer.builder().nOut(N_IN).hiddenSize(6).build(),
+                options.builder().build()));
+    INDArray x = Nets.random(DataType.DOUBLE, 34, 2, N_IN, 20);
+    INDArray full = net.output(x);
+    List<INDArray> results = new ArrayList<>();
+    for (int t = 0; t < 20; t++) {
+      results.add(net.rnnTimeStep(Nets.steps(x, RNNFormat.NCW, t, t + 1)));
+      net.output(Nets.random(DataType.DOUBLE, t, 1 + t % 3, N_IN, 1 + t % 2));
+    }
+    for (int t = 0; t < 20; t++) {
+      assertThat(Nets.distance(results.get(t), Nets.steps(full, RNNFormat.NCW, t, t + 1)))
+          .isLessThan(1e-12);
+    }
+  }
+
   @ParameterizedTest
   @EnumSource(names = {"GATED", "EVERYTHING", "EVERYTHING_NWC"})
   void chunksOfEverySizeEqualTheFullPass(Options options) {

@@ -164,6 +164,17 @@ final class Arguments {
     }
   }
 
+  /** An output that the caller brought: of the type and shape of what is written to it. */
+  static void sameAs(String op, String name, INDArray output, INDArray expected) {
+    present(op, name, output);
+    type(op, name, output, expected.dataType());
+    shape(
+        op,
+        name,
+        output,
+        Arrays.stream(expected.shape()).mapToObj(Arguments::is).toArray(Dimension[]::new));
+  }
+
   static IllegalArgumentException wrong(String op, String message) {
     return new IllegalArgumentException(op + ": " + message);
   }

@@ -41,6 +41,35 @@ public class NDGatedFwa {
   }
 
   /**
+   * {@link #gatedFwa(INDArray, INDArray, INDArray, INDArray, INDArray, long, double)} into arrays
+   * that are there already, which must not overlap any input.
+   *
+   * @param o result [B, N, H, Dv], to write
+   * @param lse result [B, H, N], to write
+   * @throws IllegalArgumentException if an argument is not as {@link GatedFwa} describes
+   */
+  public void gatedFwa(
+      INDArray q,
+      INDArray k,
+      INDArray v,
+      INDArray alpha,
+      INDArray mask,
+      long window,
+      double scale,
+      INDArray o,
+      INDArray lse) {
+    if (GatedFwaOps.isNativeAvailable()) {
+      Nd4j.exec(new GatedFwa(q, k, v, alpha, mask, window, scale, o, lse));
+    } else {
+      INDArray[] results = ComposedArrays.gatedFwa(q, k, v, alpha, mask, window, scale);
+      Arguments.sameAs("gated_fwa", "o", o, results[0]);
+      Arguments.sameAs("gated_fwa", "lse", lse, results[1]);
+      o.assign(results[0]);
+      lse.assign(results[1]);
+    }
+  }
+
+  /**
    * The gradients of {@link #gatedFwa}.
    *
    * @param o result of {@link #gatedFwa}
@@ -81,6 +110,24 @@ public class NDGatedFwa {
       return Nd4j.exec(new GatedFwaGate(h, beta, eps))[0];
     }
     return ComposedArrays.gate(h, beta, eps);
+  }
+
+  /**
+   * {@link #gate(INDArray, INDArray, double)} into an array that is there already, which must not
+   * overlap an input.
+   *
+   * @param alpha result [B, M, H], to write
+   * @throws IllegalArgumentException if an argument is not as {@link GatedFwaGate} describes
+   */
+  public void gate(INDArray h, INDArray beta, double eps, INDArray alpha) {
+    Arguments.present("gated_fwa_gate", "alpha", alpha);
+    if (GatedFwaOps.isNativeAvailable()) {
+      Nd4j.exec(new GatedFwaGate(h, beta, eps, alpha));
+    } else {
+      INDArray result = ComposedArrays.gate(h, beta, eps);
+      Arguments.sameAs("gated_fwa_gate", "alpha", alpha, result);
+      alpha.assign(result);
+    }
   }
 
   /**

@@ -23,7 +23,8 @@ class FallbackTest {
       try {
         for (int i = 0; i < 2; i++) {
           INDArray ones = Nd4j.ones(DataType.FLOAT, 1, 5, 2, 8);
-          INDArray o = new NDGatedFwa().gatedFwa(ones, ones, ones, null, null, 3, 0)[0];
+          NDGatedFwa attention = new NDGatedFwa();
+          INDArray o = attention.gatedFwa(ones, ones, ones, null, null, 3, 0)[0];
           SameDiff sd = SameDiff.create();
           SDVariable x = sd.var("x", ones);
           INDArray graph = new SDGatedFwa(sd).gatedFwa("o", x, x, x, null, null, 3, 0)[0].eval();
@@ -37,10 +38,45 @@ class FallbackTest {
                   + " native ops in graph "
                   + sd.getOps().values().stream()
                       .filter(op -> op.getOp() instanceof GatedFwa)
-                      .count());
+                      .count()
+                  + " into given arrays "
+                  + writesIntoGivenArrays(attention));
         }
       } catch (RuntimeException e) {
         System.out.println("failed: " + e.getMessage());
+      }
+    }
+
+    /** And refuses those of another shape, by name. */
+    private static boolean writesIntoGivenArrays(NDGatedFwa attention) {
+      INDArray q = Nd4j.rand(DataType.FLOAT, 1, 5, 2, 8);
+      INDArray h = Nd4j.rand(DataType.FLOAT, 1, 5, 2);
+      INDArray alpha = Nd4j.valueArrayOf(h.shape(), Double.NaN, DataType.FLOAT);
+      attention.gate(h, h, GatedFwaOps.DEFAULT_EPS, alpha);
+      INDArray o = Nd4j.valueArrayOf(q.shape(), Double.NaN, DataType.FLOAT);
+      INDArray lse = Nd4j.valueArrayOf(new long[] {1, 2, 5}, Double.NaN, DataType.FLOAT);
+      attention.gatedFwa(q, q, q, alpha, null, 3, 0, o, lse);
+      INDArray[] results = attention.gatedFwa(q, q, q, alpha, null, 3, 0);
+      return alpha.equals(attention.gate(h, h, GatedFwaOps.DEFAULT_EPS))
+          && o.equals(results[0])
+          && lse.equals(results[1])
+          && refuses(() -> attention.gate(h, h, GatedFwaOps.DEFAULT_EPS, lse), "alpha")
+          && refuses(() -> attention.gate(h, h, GatedFwaOps.DEFAULT_EPS, null), "alpha")
+          && refuses(() -> attention.gatedFwa(q, q, q, alpha, null, 3, 0, lse, lse), " o ")
+          && refuses(() -> attention.gatedFwa(q, q, q, alpha, null, 3, 0, o, o), "lse");
+    }
+
+    private static boolean refuses(Runnable call, String name) {
+      try {
+        call.run();
+        return false;
+      } catch (RuntimeException e) {
+        for (Throwable cause = e; cause != null; cause = cause.getCause()) {
+          if (cause.getMessage().contains("gated_fwa") && cause.getMessage().contains(name)) {
+            return true;
+          }
+        }
+        return false;
       }
     }
   }
@@ -48,14 +84,14 @@ class FallbackTest {
   @Test
   void nativeByDefault() {
     assertThat(JavaProcess.run(Attend.class, List.of()).output())
-        .contains("native true sums 80.0 80.0 native ops in graph 1")
+        .contains("native true sums 80.0 80.0 native ops in graph 1 into given arrays true")
         .doesNotContain("which is slower");
   }
 
   @Test
   void composedWhereSwitchedOff() {
     assertThat(JavaProcess.run(Attend.class, List.of("-Dgatedfwa.native=off")).output())
-        .contains("native false sums 80.0 80.0 native ops in graph 0")
+        .contains("native false sums 80.0 80.0 native ops in graph 0 into given arrays true")
         .doesNotContain("which is slower");
   }
 

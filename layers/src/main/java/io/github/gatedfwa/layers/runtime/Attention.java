@@ -38,8 +38,9 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   /** The last forward pass, for the backward pass. */
   private transient Pass pass;
 
-  private transient Projections projections; // null until they are needed
-  private transient Rotation rotation; // the same
+  private transient StepMemory stepMemory; // null until it is needed; so the next two
+  private transient Projections projections;
+  private transient Rotation rotation;
 
   Attention(NeuralNetConfiguration conf, DataType dataType) {
     super(conf, dataType);
@@ -81,16 +82,26 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
 
   @Override
   public final INDArray activate(boolean training, LayerWorkspaceMgr workspaceMgr) {
-    return forward(null, training, workspaceMgr);
+    return forward(null, scope(training, workspaceMgr));
   }
 
   @Override
   public final INDArray rnnTimeStep(INDArray input, LayerWorkspaceMgr workspaceMgr) {
     setInput(input, workspaceMgr);
     stepCaches = cachesFor(stepCaches, input, "rnnTimeStep");
-    INDArray out = forward(stepCaches, false, workspaceMgr);
+    INDArray out = forward(stepCaches, scope(false, workspaceMgr, stepMemory(input)));
     stepCaches.trim();
     return out;
+  }
+
+  /** The memory of steps like this one, from its beginning; null if it is none. */
+  private StepMemory stepMemory(INDArray input) {
+    int timeDimension = layerConf().getRnnDataFormat() == RNNFormat.NWC ? 1 : 2;
+    if (input.rank() != 3 || !StepMemory.suits(input.size(0), input.size(timeDimension))) {
+      return null;
+    }
+    stepMemory = StepMemory.begin(stepMemory);
+    return stepMemory;
   }
 
   @Override
@@ -104,7 +115,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     }
     setInput(input, workspaceMgr);
     Caches caches = cachesFor(tbpttCaches, input, "rnnActivateUsingStoredState").copy();
-    INDArray out = forward(caches, training, workspaceMgr);
+    INDArray out = forward(caches, scope(training, workspaceMgr));
     if (storeLastForTBPTT) {
       tbpttCaches = caches;
     }
@@ -134,8 +145,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   }
 
   final String describe() {
-    return "%s \"%s\""
-        .formatted(layerConf().getClass().getSimpleName(), layerConf().getLayerName());
+    return Tokens.describe(layerConf());
   }
 
   /** A parameter, with noise if there is any. */
@@ -155,26 +165,35 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
 
   /** The circumstances of a forward pass. */
   final Scope scope(boolean training, LayerWorkspaceMgr workspaces) {
+    return scope(training, workspaces, null);
+  }
+
+  private Scope scope(boolean training, LayerWorkspaceMgr workspaces, StepMemory step) {
     return new Scope(
         training,
         workspaces,
         training ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM,
         ArrayType.FF_WORKING_MEM,
-        computeType());
+        computeType(),
+        step);
   }
 
   private Scope backwardScope(boolean training, LayerWorkspaceMgr workspaces) {
     return new Scope(
-        training, workspaces, ArrayType.BP_WORKING_MEM, ArrayType.BP_WORKING_MEM, computeType());
+        training,
+        workspaces,
+        ArrayType.BP_WORKING_MEM,
+        ArrayType.BP_WORKING_MEM,
+        computeType(),
+        null);
   }
 
-  private INDArray forward(Caches caches, boolean training, LayerWorkspaceMgr workspaces) {
+  private INDArray forward(Caches caches, Scope scope) {
     assertInputSet(false);
-    applyDropOutIfNecessary(training, workspaces);
+    applyDropOutIfNecessary(scope.training(), scope.workspaces());
     pass = null;
-    Scope scope = scope(training, workspaces);
     Pass p = attend(caches, scope);
-    if (training) {
+    if (scope.training()) {
       pass = p;
     }
     return projectOutput(p, scope);
@@ -183,7 +202,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   /** Everything up to the output projection. */
   private Pass attend(Caches caches, Scope scope) {
     C c = layerConf();
-    Pass p = new Pass();
+    Pass p = new Pass(scope.step());
     projectInput(p, scope);
     long minibatch = p.input.minibatch();
     long time = p.input.time();
@@ -193,7 +212,8 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     }
     HeadMath.rotateAndNormalise(
         p.projected, 0, c.getNHeads(), c.getHeadSize(), time, p.rotation, p.queryScales);
-    p.queries = Tokens.heads(p.projected, 0, minibatch, c.getNHeads(), c.getHeadSize());
+    p.queries =
+        Tokens.heads(p.projected, 0, minibatch, c.getNHeads(), c.getHeadSize(), scope.step());
     if (caches == null && p.mask != null) {
       p.opMask = p.mask.toArray(scope.type(), minibatch, scope.workspaces(), scope.memory());
     }
@@ -219,11 +239,13 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     }
     p.mask = Mask.of(describe(), maskArray, p.input.minibatch(), p.input.time());
     p.projected = projections().project(p.input.rows(), projectionWeights(scope), scope);
-    for (String weight : projectionKeys()) {
-      String bias = AttentionParamInitializer.biasOf(weight);
-      // The gate's is added where its inputs are made.
-      if (params.containsKey(bias) && !bias.equals(AttentionParamInitializer.GATE_BIAS)) {
-        addBias(p.projected, projections().column(weight), bias, scope);
+    if (c.isHasBias()) {
+      for (String weight : projectionKeys()) {
+        String bias = AttentionParamInitializer.biasOf(weight);
+        // The gate's is added where its inputs are made.
+        if (params.containsKey(bias) && !bias.equals(AttentionParamInitializer.GATE_BIAS)) {
+          addBias(p.projected, projections().column(weight), bias, scope);
+        }
       }
     }
     projections().copy(p.projected);
@@ -259,7 +281,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     ArrayType memory = scope.type() == dataType ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM;
     INDArray out =
         Memory.matrix(scope.workspaces(), memory, scope.type(), p.input.count(), c.getNOut());
-    Matrices.product(p.concatenatedHeads(), outputWeights(scope), out);
+    Matrices.product(p.concatenatedHeads(), outputWeights(scope), out, scope.step());
     if (c.isHasBias()) {
       addBias(out, 0, AttentionParamInitializer.OUTPUT_BIAS, scope);
     }
@@ -276,7 +298,8 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     C c = layerConf();
     INDArray weights =
         c.getWeightNoise() == null
-            ? Matrices.leading(paramsFlattened, c.getNIn(), c.initializer().projectionSize(c))
+            ? Matrices.leading(
+                paramsFlattened, c.getNIn(), c.initializer().projectionSize(c), scope.step())
             : Nd4j.hstack(
                 projectionKeys().stream().map(key -> param(key, scope)).toArray(INDArray[]::new));
     return weights.castTo(scope.type());
@@ -372,7 +395,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     Matrices.weightGradient(
         p.input.rows(),
         dProjected,
-        Matrices.leading(gradientsFlattened, c.getNIn(), dProjected.columns()));
+        Matrices.leading(gradientsFlattened, c.getNIn(), dProjected.columns(), null));
     ArrayType memory =
         scope.type() == dataType ? ArrayType.ACTIVATION_GRAD : ArrayType.BP_WORKING_MEM;
     INDArray dInput =
@@ -447,6 +470,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   @Override
   public final void rnnClearPreviousState() {
     stepCaches = null;
+    stepMemory = null;
     tbpttCaches = null;
   }
 }

@@ -103,9 +103,11 @@ final class CompressionBranch {
     Mask tokenMask = p.mask;
     if (caches == null) {
       r.tokenKeys =
-          Tokens.heads(p.projected, keyColumn, minibatch, c.getNKvHeads(), c.getHeadSize());
+          Tokens.heads(
+              p.projected, keyColumn, minibatch, c.getNKvHeads(), c.getHeadSize(), scope.step());
       r.tokenValues =
-          Tokens.heads(p.projected, valueColumn, minibatch, c.getNKvHeads(), c.getHeadSize());
+          Tokens.heads(
+              p.projected, valueColumn, minibatch, c.getNKvHeads(), c.getHeadSize(), scope.step());
     } else {
       KeyValueCache tail = caches.get(TAIL);
       tail.append(p.input, p.projected, keyColumn, p.projected, valueColumn, null, p.mask);

@@ -128,7 +128,7 @@ final class KeyValueCache {
     copyRows(keyRows, keyColumn, shape.width(), keys, n);
     copyRows(valueRows, valueColumn, shape.width(), values, n);
     if (alpha != null) {
-      copyRows(Memory.view(newAlpha, 0, tokens.count(), shape.heads()), 0, shape.heads(), alpha, n);
+      copyRows(newAlpha, 0, shape.heads(), alpha, n);
     }
     if (newMask != null && mask == null) {
       mask = create(capacity, 1).reshape(shape.minibatch(), capacity);
@@ -158,7 +158,7 @@ final class KeyValueCache {
   private void copyRows(INDArray from, long column, int width, INDArray buffer, int n) {
     Elements in = Elements.read(from);
     Elements out = Elements.write(buffer);
-    long fromWidth = from.columns();
+    long fromWidth = from.size(-1);
     double[] row = new double[width];
     for (int b = 0; b < shape.minibatch(); b++) {
       for (int t = 0; t < n; t++) {

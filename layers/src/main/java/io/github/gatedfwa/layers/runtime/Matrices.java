@@ -16,9 +16,10 @@ final class Matrices {
    * @param x [tokens, n]
    * @param w [n, m]
    * @param out [tokens, m]
+   * @param step null for none
    */
-  static INDArray product(INDArray x, INDArray w, INDArray out) {
-    return product(x, w, false, out);
+  static INDArray product(INDArray x, INDArray w, INDArray out, StepMemory step) {
+    return product(x, w, false, out, step);
   }
 
   /**
@@ -29,13 +30,14 @@ final class Matrices {
    * @param out [tokens, n]
    */
   static INDArray productWithTransposed(INDArray x, INDArray w, INDArray out) {
-    return product(x, w, true, out);
+    return product(x, w, true, out, null);
   }
 
-  private static INDArray product(INDArray x, INDArray w, boolean transpose, INDArray out) {
+  private static INDArray product(
+      INDArray x, INDArray w, boolean transpose, INDArray out, StepMemory step) {
     if (x.rows() == 1) {
       // One token: matrix times vector is several times faster than a product with one row.
-      exec(w, !transpose, flat(x), false, flat(out));
+      exec(w, !transpose, flat(x, step), false, flat(out, step));
     } else {
       exec(x, false, w, transpose, out);
     }
@@ -71,18 +73,21 @@ final class Matrices {
             MMulTranspose.builder().transposeA(transposeA).transposeB(transposeB).build()));
   }
 
-  private static INDArray flat(INDArray row) {
-    return Memory.view(row, 0, row.length());
+  private static INDArray flat(INDArray row, StepMemory step) {
+    return StepMemory.view(step, row, 0, new long[] {row.length()}, new long[] {1}, 'c');
   }
 
-  /** The first rows · columns elements of a flat vector as a matrix in 'f' order, a view. */
-  static INDArray leading(INDArray flattened, long rows, long columns) {
-    return Nd4j.create(
-        flattened.data(),
-        new long[] {rows, columns},
-        new long[] {1, rows},
-        flattened.offset(),
-        'f');
+  /**
+   * The first rows · columns elements of a flat vector as a matrix in 'f' order, a view.
+   *
+   * @param step null for none
+   */
+  static INDArray leading(INDArray flattened, long rows, long columns, StepMemory step) {
+    long[] shape = {rows, columns};
+    long[] strides = {1, rows};
+    return step == null
+        ? Memory.view(flattened, 0, shape, strides, 'f')
+        : step.parameterView(flattened, 0, shape, strides, 'f');
   }
 
   /** The elements of a vector. */

@@ -14,8 +14,12 @@ final class Memory {
 
   /** A contiguous 'c' order view of an array's memory from an element on. */
   static INDArray view(INDArray array, long from, long... shape) {
-    return Nd4j.create(
-        array.data(), shape, Nd4j.getStrides(shape, 'c'), array.offset() + from, 'c');
+    return view(array, from, shape, Nd4j.getStrides(shape, 'c'), 'c');
+  }
+
+  /** A view of an array's memory from an element on. */
+  static INDArray view(INDArray array, long from, long[] shape, long[] strides, char order) {
+    return Nd4j.create(array.data(), shape, strides, array.offset() + from, order);
   }
 
   /** A matrix in 'c' order with nothing in it yet. */

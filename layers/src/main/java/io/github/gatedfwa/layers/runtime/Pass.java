@@ -2,10 +2,12 @@ package io.github.gatedfwa.layers.runtime;
 
 import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
 import org.nd4j.linalg.api.ndarray.INDArray;
+import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.indexing.NDArrayIndex;
 
 /** What a forward pass leaves to the backward pass. R = minibatch · time tokens. */
 final class Pass {
+  private final StepMemory step; // null for none
   Tokens input; // X [R, nIn]
   Mask mask;
   INDArray projected; // P [R, width]; the heads as the operations see them
@@ -20,6 +22,13 @@ final class Pass {
   SelectionBranch.Result selection;
   WindowBranch.Result window;
 
+  /**
+   * @param step null for none
+   */
+  Pass(StepMemory step) {
+    this.step = step;
+  }
+
   /** The attended values as a token matrix. */
   INDArray concatenatedHeads() {
     return rows(attended);
@@ -27,12 +36,16 @@ final class Pass {
 
   /** An array [minibatch, time, heads, size] in 'c' order as a token matrix. */
   INDArray rows(INDArray perHead) {
-    return Memory.view(perHead, 0, input.count(), perHead.size(2) * perHead.size(3));
+    return view(perHead, input.count(), perHead.size(2) * perHead.size(3));
   }
 
   /** A token matrix [R, heads] as the operations take it. */
   INDArray perHead(INDArray rows) {
-    return Memory.view(rows, 0, input.minibatch(), input.time(), rows.columns());
+    return view(rows, input.minibatch(), input.time(), rows.columns());
+  }
+
+  private INDArray view(INDArray array, long... shape) {
+    return StepMemory.view(step, array, 0, shape, Nd4j.getStrides(shape, 'c'), 'c');
   }
 
   /**

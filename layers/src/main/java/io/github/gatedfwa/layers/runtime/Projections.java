@@ -51,9 +51,10 @@ final class Projections {
   INDArray project(INDArray input, INDArray weights, Scope scope) {
     INDArray projected = scope.matrix(input.rows(), width);
     if (copies.isEmpty()) {
-      return Matrices.product(input, weights, projected);
+      return Matrices.product(input, weights, projected, scope.step());
     }
-    INDArray own = Matrices.product(input, weights, scope.scratchMatrix(input.rows(), ownWidth));
+    INDArray own =
+        Matrices.product(input, weights, scope.scratchMatrix(input.rows(), ownWidth), scope.step());
     Matrices.copyToColumns(own, projected, 0);
     return projected;
   }

@@ -14,22 +14,35 @@ import org.nd4j.linalg.api.ndarray.INDArray;
  * @param memory type of what the pass keeps
  * @param scratch type of what the layer may forget when it returns
  * @param type type that the layer computes in
+ * @param step arrays that the pass uses again; null for none
  */
 record Scope(
     boolean training,
     LayerWorkspaceMgr workspaces,
     ArrayType memory,
     ArrayType scratch,
-    DataType type) {
+    DataType type,
+    StepMemory step) {
+
+  /** An array to keep, with nothing in it yet. */
+  INDArray array(long... shape) {
+    return array(memory, shape);
+  }
 
   /** A token matrix to keep. */
   INDArray matrix(long rows, long columns) {
-    return Memory.matrix(workspaces, memory, type, rows, columns);
+    return array(memory, rows, columns);
   }
 
   /** A token matrix to forget. */
   INDArray scratchMatrix(long rows, long columns) {
-    return Memory.matrix(workspaces, scratch, type, rows, columns);
+    return array(scratch, rows, columns);
+  }
+
+  private INDArray array(ArrayType arrayType, long... shape) {
+    return step == null
+        ? workspaces.createUninitialized(arrayType, type, shape, 'c')
+        : step.array(type, shape);
   }
 
   /** Makes arrays to keep. */

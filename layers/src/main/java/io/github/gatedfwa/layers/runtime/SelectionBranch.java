@@ -85,8 +85,8 @@ final class SelectionBranch {
     HeadMath.rotateAndNormalise(
         p.projected, keyColumn, kvHeads, size, p.input.time(), p.rotation, r.keyScales);
     if (cache == null) {
-      r.keys = Tokens.heads(p.projected, keyColumn, minibatch, kvHeads, size);
-      r.values = Tokens.heads(p.projected, valueColumn, minibatch, kvHeads, size);
+      r.keys = Tokens.heads(p.projected, keyColumn, minibatch, kvHeads, size, scope.step());
+      r.values = Tokens.heads(p.projected, valueColumn, minibatch, kvHeads, size, scope.step());
       r.opMask = p.opMask;
     } else {
       cache.append(p.input, p.projected, keyColumn, p.projected, valueColumn, null, p.mask);

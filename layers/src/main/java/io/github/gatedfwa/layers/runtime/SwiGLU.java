@@ -16,6 +16,7 @@ import org.nd4j.linalg.factory.Nd4j;
 public final class SwiGLU extends TokenWise<SwiGLULayer> {
   private static final long serialVersionUID = 1L;
 
+  private transient StepMemory stepMemory; // null until it is needed
   private transient INDArray gates; // U [tokens, 2 * hiddenSize]
   private transient INDArray hidden; // silu(x W1) * (x W3) [tokens, hiddenSize]
 
@@ -25,8 +26,14 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
 
   @Override
   void forward(INDArray in, INDArray out, boolean training, LayerWorkspaceMgr workspaces) {
-    hide(in, training, workspaces, training ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM);
-    Matrices.product(hidden, downWeights(training, workspaces), out);
+    StepMemory step = training ? null : stepMemory(in.rows());
+    hide(
+        in,
+        training,
+        workspaces,
+        training ? ArrayType.ACTIVATIONS : ArrayType.FF_WORKING_MEM,
+        step);
+    Matrices.product(hidden, downWeights(training, workspaces), out, step);
     if (layerConf().isHasBias()) {
       addBias(out, 0, SwiGLUParamInitializer.DOWN_BIAS, training, workspaces);
     }
@@ -35,13 +42,32 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
     }
   }
 
-  /** Computes {@link #gates} and {@link #hidden} in memory of the given type. */
-  private void hide(INDArray in, boolean training, LayerWorkspaceMgr workspaces, ArrayType memory) {
+  /** The memory of passes over as few tokens as this one, from its beginning; null if too many. */
+  private StepMemory stepMemory(long tokens) {
+    if (!StepMemory.suits(tokens, 1)) {
+      return null;
+    }
+    stepMemory = StepMemory.begin(stepMemory);
+    return stepMemory;
+  }
+
+  /**
+   * Computes {@link #gates} and {@link #hidden} in memory of the given type.
+   *
+   * @param step null for none
+   */
+  private void hide(
+      INDArray in,
+      boolean training,
+      LayerWorkspaceMgr workspaces,
+      ArrayType memory,
+      StepMemory step) {
     long tokens = in.rows();
     int size = layerConf().getHiddenSize();
-    gates = Memory.matrix(workspaces, memory, computeType(), tokens, 2L * size);
-    hidden = Memory.matrix(workspaces, memory, computeType(), tokens, size);
-    Matrices.product(in, upWeights(training, workspaces), gates);
+    Scope scope = new Scope(training, workspaces, memory, memory, computeType(), step);
+    gates = scope.matrix(tokens, 2L * size);
+    hidden = scope.matrix(tokens, size);
+    Matrices.product(in, upWeights(training, workspaces, step), gates, step);
     if (layerConf().isHasBias()) {
       addBias(gates, 0, SwiGLUParamInitializer.GATE_BIAS, training, workspaces);
       addBias(gates, size, SwiGLUParamInitializer.UP_BIAS, training, workspaces);
@@ -69,7 +95,7 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
   void backward(INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces) {
     if (hidden == null) {
       // A layer that is frozen but passes gradients on made its forward pass in inference mode.
-      hide(in, false, workspaces, ArrayType.BP_WORKING_MEM);
+      hide(in, false, workspaces, ArrayType.BP_WORKING_MEM, null);
     }
     long tokens = in.rows();
     int size = layerConf().getHiddenSize();
@@ -105,13 +131,13 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
           }
         });
     Matrices.weightGradient(
-        in, dGates, Matrices.leading(gradientsFlattened, in.columns(), 2L * size));
+        in, dGates, Matrices.leading(gradientsFlattened, in.columns(), 2L * size, null));
     if (layerConf().isHasBias()) {
       putSums(SwiGLUParamInitializer.GATE_BIAS, dGates, 0, size);
       putSums(SwiGLUParamInitializer.UP_BIAS, dGates, size, size);
       putSums(SwiGLUParamInitializer.DOWN_BIAS, gradient, 0, (int) layerConf().getNOut());
     }
-    Matrices.productWithTransposed(dGates, upWeights(true, workspaces), out);
+    Matrices.productWithTransposed(dGates, upWeights(true, workspaces, null), out);
   }
 
   private void addBias(
@@ -129,11 +155,11 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
         .castTo(computeType());
   }
 
-  private INDArray upWeights(boolean training, LayerWorkspaceMgr workspaces) {
+  private INDArray upWeights(boolean training, LayerWorkspaceMgr workspaces, StepMemory step) {
     INDArray weights =
         layerConf().getWeightNoise() == null
             ? Matrices.leading(
-                paramsFlattened, layerConf().getNIn(), 2L * layerConf().getHiddenSize())
+                paramsFlattened, layerConf().getNIn(), 2L * layerConf().getHiddenSize(), step)
             : Nd4j.hstack(
                 getParamWithNoise(SwiGLUParamInitializer.GATE_WEIGHT, training, workspaces),
                 getParamWithNoise(SwiGLUParamInitializer.UP_WEIGHT, training, workspaces));

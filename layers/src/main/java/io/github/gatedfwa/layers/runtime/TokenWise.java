@@ -46,8 +46,7 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
   }
 
   private String describe() {
-    return "%s \"%s\""
-        .formatted(layerConf().getClass().getSimpleName(), layerConf().getLayerName());
+    return Tokens.describe(layerConf());
   }
 
   private Tokens tokens(

@@ -3,11 +3,11 @@ package io.github.gatedfwa.layers.runtime;
 import java.util.Arrays;
 import org.deeplearning4j.exception.DL4JInvalidInputException;
 import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.workspace.ArrayType;
 import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
-import org.nd4j.linalg.factory.Nd4j;
 
 /**
  * A matrix with one row per token, [minibatch · time, size] in 'c' order, and where it came from:
@@ -64,6 +64,11 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
         Memory.view(tokens, 0, minibatch * time, size), minibatch, time, sequence ? format : null);
   }
 
+  /** Type and name of a layer for messages. Made in every pass: no format string. */
+  static String describe(Layer layer) {
+    return layer.getClass().getSimpleName() + " \"" + layer.getLayerName() + "\"";
+  }
+
   /** The error for data that must be a sequence and is not. */
   static DL4JInvalidInputException notASequence(String layer, INDArray array) {
     return new DL4JInvalidInputException(
@@ -113,16 +118,15 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
    * Heads in the columns of a token matrix as [minibatch, time, heads, size], a view.
    *
    * @param column first column
+   * @param step null for none
    */
-  static INDArray heads(INDArray rows, long column, long minibatch, long heads, long size) {
+  static INDArray heads(
+      INDArray rows, long column, long minibatch, long heads, long size, StepMemory step) {
     long time = rows.rows() / minibatch;
     long width = rows.columns();
-    return Nd4j.create(
-        rows.data(),
-        new long[] {minibatch, time, heads, size},
-        new long[] {time * width, width, size, 1},
-        rows.offset() + column,
-        'c');
+    long[] shape = {minibatch, time, heads, size};
+    long[] strides = {time * width, width, size, 1};
+    return StepMemory.view(step, rows, column, shape, strides, 'c');
   }
 
   /** Sets whole rows to zero where the mask does, and all before step {@code first}. */

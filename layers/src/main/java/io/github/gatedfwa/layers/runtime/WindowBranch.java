@@ -99,8 +99,8 @@ final class WindowBranch {
       gate(p, r, scope);
     }
     if (cache == null) {
-      r.keys = Tokens.heads(keyRows, key, minibatch, c.getNKvHeads(), c.getHeadSize());
-      r.values = Tokens.heads(valueRows, value, minibatch, c.getNKvHeads(), c.getHeadSize());
+      r.keys = Tokens.heads(keyRows, key, minibatch, c.getNKvHeads(), c.getHeadSize(), null);
+      r.values = Tokens.heads(valueRows, value, minibatch, c.getNKvHeads(), c.getHeadSize(), null);
       r.opMask = p.opMask;
     } else {
       cache.append(p.input, keyRows, key, valueRows, value, r.alpha, p.mask);
@@ -109,12 +109,10 @@ final class WindowBranch {
       r.alpha = cache.alpha();
       r.opMask = cache.mask();
     }
-    INDArray[] result =
-        scope.keep(
-            () ->
-                OPS.gatedFwa(p.queries, r.keys, r.values, r.alpha, r.opMask, c.getWindowSize(), 0));
-    r.attended = result[0];
-    r.lse = result[1];
+    r.attended = scope.array(minibatch, time, c.getNHeads(), c.getHeadSize());
+    r.lse = scope.array(minibatch, c.getNHeads(), time);
+    OPS.gatedFwa(
+        p.queries, r.keys, r.values, r.alpha, r.opMask, c.getWindowSize(), 0, r.attended, r.lse);
     return r;
   }
 
@@ -172,9 +170,10 @@ final class WindowBranch {
         Matrices.vector(bias),
         r.h,
         r.beta);
-    r.alpha =
-        scope.keep(() -> OPS.gate(p.perHead(r.h), p.perHead(r.beta), GatedFwaOps.DEFAULT_EPS));
-    Tokens.zeroRows(Memory.view(r.alpha, 0, p.input.count(), heads), p.mask, p.input.time(), 0);
+    INDArray alpha = scope.matrix(p.input.count(), heads);
+    r.alpha = p.perHead(alpha);
+    OPS.gate(p.perHead(r.h), p.perHead(r.beta), GatedFwaOps.DEFAULT_EPS, r.alpha);
+    Tokens.zeroRows(alpha, p.mask, p.input.time(), 0);
   }
 
   /**

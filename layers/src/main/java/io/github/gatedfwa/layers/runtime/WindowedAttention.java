@@ -54,7 +54,7 @@ public abstract class WindowedAttention<C extends WindowedAttentionLayer> extend
           if (p != null) {
             return p.window.decays(p.input.time());
           }
-          p = new Pass();
+          p = new Pass(null);
           Scope scope = scope(false, LayerWorkspaceMgr.noWorkspaces());
           projectInput(p, scope);
           return window().decays(p, scope);

@@ -65,16 +65,14 @@ class TextGeneratorTest {
   @Test
   void withoutTemperatureEachByteIsTheLikeliestOfAFullPass() {
     byte[] written = generate(PROMPT, b -> b.maxBytes(40).temperature(0)).bytes();
-    byte[] text = (PROMPT + new String(written, ISO_8859_1)).getBytes(ISO_8859_1);
-    double[][] p = probabilities(text);
-    for (int i = 0; i < written.length; i++) {
-      double[] row = p[PROMPT.length() + i];
-      // Row t is what follows t bytes; rounding may turn near ties.
-      assertThat(row[Byte.toUnsignedInt(written[i])])
-          .isGreaterThan(Arrays.stream(row).max().getAsDouble() - 1e-5);
-    }
+    assertLikeliest(network, PROMPT.getBytes(UTF_8), written, 40);
     assertThat(generate(PROMPT, b -> b.maxBytes(40).topK(1)).bytes()).isEqualTo(written);
     assertThat(generate(PROMPT, b -> b.maxBytes(40).topP(1e-9)).bytes()).isEqualTo(written);
+  }
+
+  @Test
+  void anEmptyPromptBeginsAFile() {
+    assertLikeliest(network, new byte[0], likeliest(network, 20).generate("").bytes(), 20);
   }
 
   @Test
@@ -188,21 +186,68 @@ class TextGeneratorTest {
   }
 
   @Test
-  void aLongPromptGivesWhatItsFullTextGives() {
+  void ofTenMegabytesOnlyTheEndIsRead() {
     // Reach: 2 blocks of 16 and the newest byte. What lies before it does not count.
-    byte[] random = new byte[10_000_000];
-    new SplittableRandom(1).nextBytes(random);
-    byte[] end = Arrays.copyOfRange(random, random.length - 200, random.length);
-    TextGenerator generator = TextGenerator.builder(network).maxBytes(30).temperature(0).build();
-    byte[] ofAll =
-        generator.generateFromBytes(List.of(random), (prompt, piece) -> true).get(0).bytes();
-    byte[] text = new byte[end.length + ofAll.length];
-    System.arraycopy(end, 0, text, 0, end.length);
-    System.arraycopy(ofAll, 0, text, end.length, ofAll.length);
-    double[][] p = probabilities(text);
-    for (int i = 0; i < ofAll.length; i++) {
-      double[] row = p[end.length + i];
-      assertThat(row[Byte.toUnsignedInt(ofAll[i])])
+    byte[] random = random(10_000_000);
+    List<Long> positions = new ArrayList<>();
+    byte[] written =
+        likeliest(network, 30)
+            .generateFromBytes(
+                List.of(random),
+                (prompt, piece) -> {
+                  var state = network.rnnGetPreviousState("block1-attention");
+                  positions.add(state.get("position").getLong(0));
+                  return state.get("keys").size(1) == 15;
+                })
+            .get(0)
+            .bytes();
+    assertThat(positions.get(0)).isBetween(33L, 36L); // broken characters are told late
+    assertLikeliest(
+        network, Arrays.copyOfRange(random, random.length - 200, random.length), written, 30);
+  }
+
+  @Test
+  void aPromptOfSeveralChunksGivesWhatAFullPassGives() {
+    ComputationGraph wide =
+        GatedFwaLM.builder()
+            .width(32)
+            .heads(2)
+            .blocks(2)
+            .hiddenSize(48)
+            .windowSize(700)
+            .build()
+            .init();
+    wide.setParams(network.params());
+    assertThat(TextGenerator.reach(wide)).isEqualTo(1401);
+    for (int length : new int[] {1023, 1024, 1400, 1401, 3000}) {
+      byte[] prompt = random(length);
+      byte[] written =
+          likeliest(wide, 10).generateFromBytes(List.of(prompt), (i, piece) -> true).get(0).bytes();
+      assertLikeliest(wide, prompt, written, 10);
+    }
+  }
+
+  private static byte[] random(int length) {
+    byte[] bytes = new byte[length];
+    new SplittableRandom(1).nextBytes(bytes);
+    return bytes;
+  }
+
+  private static TextGenerator likeliest(ComputationGraph network, int maxBytes) {
+    return TextGenerator.builder(network).maxBytes(maxBytes).temperature(0).build();
+  }
+
+  /** Each byte is the likeliest one after all before it, by one pass over the whole text. */
+  private static void assertLikeliest(
+      ComputationGraph network, byte[] prompt, byte[] written, int length) {
+    assertThat(written).hasSize(length);
+    byte[] text = Arrays.copyOf(prompt, prompt.length + written.length);
+    System.arraycopy(written, 0, text, prompt.length, written.length);
+    double[][] p = probabilities(network, text);
+    for (int i = 0; i < written.length; i++) {
+      // Row t is what follows t bytes; rounding may turn near ties.
+      double[] row = p[prompt.length + i];
+      assertThat(row[Byte.toUnsignedInt(written[i])])
           .isGreaterThan(Arrays.stream(row).max().getAsDouble() - 1e-5);
     }
   }
@@ -252,15 +297,23 @@ class TextGeneratorTest {
   }
 
   @Test
-  void brokenTextIsReadAndShown() {
+  void brokenTextIsReadAsItIsAndShown() {
     byte[] broken = {(byte) 0xff, 'a', (byte) 0xc3, 0, (byte) 0xe2, (byte) 0x82};
+    byte[] written =
+        likeliest(network, 20)
+            .generateFromBytes(List.of(broken), (i, piece) -> true)
+            .get(0)
+            .bytes();
+    assertLikeliest(network, broken, written, 20);
     Completion completion =
         TextGenerator.builder(network)
             .maxBytes(200)
             .build()
             .generateFromBytes(List.of(broken), (prompt, piece) -> true)
             .get(0);
-    assertThat(completion.text()).isEqualTo(new String(completion.bytes(), UTF_8));
+    assertThat(completion.text())
+        .isEqualTo(new String(completion.bytes(), UTF_8))
+        .contains("\ufffd");
   }
 
   @Test
@@ -298,6 +351,10 @@ class TextGeneratorTest {
 
   /** Row t: the distribution after the first t bytes of a file. */
   private static double[][] probabilities(byte[] text) {
+    return probabilities(network, text);
+  }
+
+  private static double[][] probabilities(ComputationGraph network, byte[] text) {
     float[] tokens = new float[text.length + 1];
     for (int i = 0; i < text.length; i++) {
       tokens[i + 1] = Byte.toUnsignedInt(text[i]);

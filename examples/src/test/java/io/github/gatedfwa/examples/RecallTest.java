@@ -125,6 +125,11 @@ class RecallTest {
   void aShortTaskIsLearned() {
     try (Interruption interruption = Interruption.listen()) {
       Recall.Task task = (length, random) -> AssociativeRecall.example(random, length, 4);
+      Recall.Options options = new Recall.Options(16, 16, folder.resolve("recall.png"));
+      options.width = 16;
+      options.steps = 400;
+      options.learningRate = 1e-2;
+      options.seed = 3;
       var network =
           Recall.train(
               "test",
@@ -136,8 +141,8 @@ class RecallTest {
                   .build(),
               9,
               task,
-              new Recall.Plan(List.of(16), 16, 2, 400, 16, 1e-2, 0.95),
-              3,
+              List.of(16),
+              options,
               interruption,
               (length, trained) -> {});
       List<Recall.Example> tests = Recall.examples(task, 16, 50, new Random(9));

@@ -9,6 +9,7 @@ import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.util.Locale;
 import java.util.Map;
@@ -34,7 +35,7 @@ import org.nd4j.shade.jackson.databind.node.ObjectNode;
  * <ul>
  *   <li>{@code {"text": "..."}}: what comes next;
  *   <li>{@code {"gates": [{"c": "p", "f": [12, ...]}, ...]}}: the characters since the last such
- *       line, the prompt's first, each with the percentage of its memory that each head forgets
+ *       line, the prompt's end first, each with the percentage of its memory that each head forgets
  *       there; the heads are those of {@code GET /model};
  *   <li>{@code {"end": "length", "bytes": 500, "seconds": 12.5}}: the last one.
  * </ul>
@@ -43,6 +44,8 @@ import org.nd4j.shade.jackson.databind.node.ObjectNode;
  */
 final class CompletionServer implements AutoCloseable {
   private static final String LOOPBACK = "127.0.0.1";
+  private static final byte[] LOOPBACK_BYTES = {127, 0, 0, 1};
+
   private static final String JSON = "application/json";
 
   /** What the page is made of: path, and resource with its type. */
@@ -62,6 +65,9 @@ final class CompletionServer implements AutoCloseable {
 
   /** Characters from one look at the gates to the next: a look is a pass over the text's end. */
   private static final int GATES_EVERY = 64;
+
+  /** Of a longer prompt only so many of its last characters are told with their gates. */
+  private static final int MOST_GATES = 2048;
 
   private final ObjectMapper mapper = new ObjectMapper();
   private final Semaphore free = new Semaphore(1);
@@ -119,7 +125,9 @@ final class CompletionServer implements AutoCloseable {
       throws IOException {
     HttpServer http;
     try {
-      http = HttpServer.create(new InetSocketAddress(LOOPBACK, port), 0);
+      http =
+          HttpServer.create(
+              new InetSocketAddress(InetAddress.getByAddress(LOOPBACK_BYTES), port), 0);
     } catch (IOException e) {
       throw new IOException("no page on port " + port + ": " + e.getMessage(), e);
     }
@@ -300,12 +308,13 @@ final class CompletionServer implements AutoCloseable {
     private final OutputStream out;
     private final StringBuilder text;
 
-    /** How many of the text's characters have been told with their gates. */
+    /** Up to here the text has been told with its gates. */
     private int told;
 
     private Answer(OutputStream out, String prompt) {
       this.out = out;
       text = new StringBuilder(prompt);
+      told = Math.max(0, prompt.length() - MOST_GATES);
     }
 
     private void write(TextGenerator generator) {

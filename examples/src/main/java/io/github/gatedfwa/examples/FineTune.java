@@ -88,7 +88,7 @@ public final class FineTune implements Callable<Integer> {
       names = "--most-held-out",
       paramLabel = "BYTES",
       description = "a tenth of the text is held out; this much of it is looked at, at most")
-  int mostHeldOut = 1 << 16;
+  int mostHeldOut = 1 << 15;
 
   @Option(names = "--seed", description = "decides which windows of the text come")
   long seed = 1;

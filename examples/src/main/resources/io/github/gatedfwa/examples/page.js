@@ -81,7 +81,10 @@ function take(event) {
     pending().data += event.text;
   }
   if (event.gates) {
-    pending().remove();
+    // The gates are those of the text's end; before it may stand the start of a long prompt.
+    const plain = pending();
+    const covered = event.gates.reduce((sum, { c }) => sum + c.length, 0);
+    plain.data = plain.data.slice(0, plain.data.length - covered);
     for (const { c, f } of event.gates) {
       const span = document.createElement("span");
       span.textContent = c;

@@ -69,7 +69,7 @@ final class Browser implements AutoCloseable {
 
   /** Starts a browser with an empty page, or skips the test that asks for one. */
   static Browser open() throws Exception {
-    for (String folder : System.getenv("PATH").split(File.pathSeparator)) {
+    for (String folder : System.getenv("PATH").split(File.pathSeparator, -1)) {
       for (String name : NAMES) {
         Path program = Path.of(folder, name);
         if (Files.isExecutable(program)) {
@@ -130,8 +130,11 @@ final class Browser implements AutoCloseable {
     int id = commands++;
     CompletableFuture<JsonNode> answer = new CompletableFuture<>();
     answers.put(id, answer);
-    socket.sendText(
-        mapper.writeValueAsString(Map.of("id", id, "method", method, "params", parameters)), true);
+    socket
+        .sendText(
+            mapper.writeValueAsString(Map.of("id", id, "method", method, "params", parameters)),
+            true)
+        .get(PATIENCE_SECONDS, TimeUnit.SECONDS);
     JsonNode got = answer.get(PATIENCE_SECONDS, TimeUnit.SECONDS);
     if (got.has("error") || got.path("result").has("exceptionDetails")) {
       throw new AssertionError(method + " " + parameters + ": " + got);

@@ -10,7 +10,6 @@ import java.io.BufferedReader;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
-import java.net.ConnectException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
@@ -132,6 +131,15 @@ class CompletionServerTest {
   }
 
   @Test
+  void ofALongPromptTheEndHasGates() throws Exception {
+    String prompt = "int x;\\n".repeat(500);
+    String body = send(completion("{\"prompt\": \"" + prompt + "\", \"length\": 1}")).body();
+    JsonNode cells = lines(body).get(0).get("gates");
+    assertThat(cells).hasSize(2048);
+    assertThat(cells.get(2047).get("c").asText()).isEqualTo("\n");
+  }
+
+  @Test
   void thePageIsOneOfThisServerAlone() throws Exception {
     HttpResponse<String> page = send(request("/").build());
     assertThat(page.statusCode()).isEqualTo(200);
@@ -149,8 +157,7 @@ class CompletionServerTest {
     JsonNode model = MAPPER.readTree(send(request("/model").build()).body());
     assertThat(model.get("name").asText()).isEqualTo("TINY_JAVA");
     assertThat(model.get("heads")).hasSize(HEADS);
-    assertThatThrownBy(() -> new Socket(InetAddress.getLocalHost(), port()).close())
-        .isInstanceOf(ConnectException.class);
+    Loopback.assertReachableFromThisMachineOnly(port());
   }
 
   private static int port() {
@@ -196,7 +203,7 @@ class CompletionServerTest {
   void aForeignHostIsRefused() throws Exception {
     // HttpClient does not let a test choose the host.
     for (String host : List.of("Host: example.org\r\n", "Host: 127.0.0.1\r\n", "")) {
-      try (Socket socket = new Socket("127.0.0.1", port())) {
+      try (Socket socket = new Socket(InetAddress.getLoopbackAddress(), port())) {
         socket.getOutputStream().write(("GET / HTTP/1.0\r\n" + host + "\r\n").getBytes(UTF_8));
         assertThat(new String(socket.getInputStream().readAllBytes(), UTF_8))
             .startsWith("HTTP/1.1 403")
@@ -261,12 +268,12 @@ class CompletionServerTest {
       browser.await("buttons.length === " + HEADS);
       String prompt = "/** A <b>list</b>. <img src=x onerror=alert(1)> */\npublic class ";
       set(browser, "prompt", prompt);
-      set(browser, "length", "400");
+      set(browser, "length", "100");
       set(browser, "temperature", "0.5");
       browser.evaluate("document.getElementById('start').click()");
       browser.await("document.getElementById('status').textContent.includes('ended by')");
 
-      String expected = generator().temperature(0.5).maxBytes(400).build().generate(prompt).text();
+      String expected = generator().temperature(0.5).maxBytes(100).build().generate(prompt).text();
       assertThat(browser.evaluate("document.getElementById('text').textContent").asText())
           .isEqualTo(prompt + expected);
       // Each character is a cell, and markup is text.

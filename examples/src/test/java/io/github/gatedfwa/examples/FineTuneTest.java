@@ -1,12 +1,11 @@
 package io.github.gatedfwa.examples;
 
+import static io.github.gatedfwa.examples.Programs.run;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.zoo.lm.GatedFwaLM.Pretrained;
 import java.io.IOException;
-import java.io.PrintWriter;
-import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -45,7 +44,7 @@ class FineTuneTest {
       Files.writeString(text.resolve(file + ".txt"), words);
     }
     tuned = folder.resolve("tuned.zip");
-    output = run(0, options(tuned));
+    output = run(new FineTune(), 0, options(tuned));
   }
 
   /** Options of a small run; {@code more} replaces some of them. */
@@ -65,15 +64,6 @@ class FineTuneTest {
     all.addAll(List.of(more));
     all.forEach(option -> options.put(option.substring(0, option.indexOf('=')), option));
     return options.values().toArray(new String[0]);
-  }
-
-  private static String run(int exitCode, String... options) {
-    StringWriter printed = new StringWriter();
-    PrintWriter out = new PrintWriter(printed, true);
-    assertThat(CommandLines.of(new FineTune()).setOut(out).setErr(out).execute(options))
-        .as(printed::toString)
-        .isEqualTo(exitCode);
-    return printed.toString();
   }
 
   private static double reported(String output, String name) {
@@ -106,13 +96,12 @@ class FineTuneTest {
   @Test
   void anInterruptedRunGoesOnAsIfNothingHadHappened() throws Exception {
     Path save = folder.resolve("interrupted.zip");
-    List<String> command = new ArrayList<>();
-    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
-    command.addAll(List.of("-cp", System.getProperty("java.class.path"), FineTune.class.getName()));
-    command.addAll(List.of(options(save)));
     Path log = folder.resolve("interrupted.log");
     Process process =
-        new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
+        new ProcessBuilder(Programs.command(FineTune.class, options(save)))
+            .redirectErrorStream(true)
+            .redirectOutput(log.toFile())
+            .start();
     while (process.isAlive() && !Files.readString(log).contains("After 3 steps")) {
       Thread.sleep(5);
     }
@@ -123,7 +112,7 @@ class FineTuneTest {
     assertThat(Files.readString(log))
         .contains("Interrupted after step " + step + " of " + STEPS, save + ".checkpoint");
 
-    assertThat(run(0, options(save))).contains("goes on after step " + step);
+    assertThat(run(new FineTune(), 0, options(save))).contains("goes on after step " + step);
     for (String file : List.of("", ".checkpoint")) {
       assertThat(CodeModel.load(beside(save, file)).params())
           .isEqualTo(CodeModel.load(beside(tuned, file)).params());
@@ -136,7 +125,7 @@ class FineTuneTest {
     Path save = folder.resolve("worse.zip");
     String[] options =
         options(save, "--learning-rate=1e-2", "--warmup=0", "--measure-every=1", "--patience=2");
-    String worse = run(0, options);
+    String worse = run(new FineTune(), 0, options);
     assertThat(worse)
         .contains("After 2 steps: ", "no better", "Stopped early: no better for 2 looks in a row.")
         .doesNotContain("After 3 steps: ");
@@ -144,7 +133,7 @@ class FineTuneTest {
     assertThat(CodeModel.load(save).params())
         .isEqualTo(CodeModel.open(Pretrained.TINY_JAVA.name()).params());
     // It has ended, and says the same again.
-    String again = run(0, options);
+    String again = run(new FineTune(), 0, options);
     assertThat(again).contains("goes on after step 2").doesNotContain("After ");
     assertThat(again.substring(again.indexOf("Stopped early")))
         .isEqualTo(worse.substring(worse.indexOf("Stopped early")));
@@ -154,23 +143,24 @@ class FineTuneTest {
   void mistakesAreOneLine() throws IOException {
     Path other = folder.resolve("other");
     Files.createDirectories(other);
-    assertThat(run(1, options(folder.resolve("new.zip"), "--text=" + other)))
+    assertThat(run(new FineTune(), 1, options(folder.resolve("new.zip"), "--text=" + other)))
         .isEqualTo("--text " + other + " has no file that matches --files '*'\n");
     Files.writeString(other.resolve("short.txt"), "x".repeat(639));
-    assertThat(run(1, options(folder.resolve("new.zip"), "--text=" + other)))
+    assertThat(run(new FineTune(), 1, options(folder.resolve("new.zip"), "--text=" + other)))
         .contains("has 639 bytes of text in 1 files; at least 640 are needed")
         .hasLineCount(1);
     Files.writeString(other.resolve("short.txt"), "x".repeat(1000));
-    assertThat(run(1, options(tuned, "--text=" + other)))
+    assertThat(run(new FineTune(), 1, options(tuned, "--text=" + other)))
         .contains("tuned.zip.csv is of another run (TINY_JAVA on ", "name another --save");
     Path mine = folder.resolve("mine.zip");
     Files.writeString(mine, "precious");
-    assertThat(run(1, options(mine))).contains("mine.zip exists and is of no fine-tuning");
+    assertThat(run(new FineTune(), 1, options(mine)))
+        .contains("mine.zip exists and is of no fine-tuning");
     assertThat(mine).hasContent("precious");
     Files.writeString(folder.resolve("broken.zip.checkpoint"), "not a model");
-    assertThat(run(1, options(folder.resolve("broken.zip"))))
+    assertThat(run(new FineTune(), 1, options(folder.resolve("broken.zip"))))
         .contains("broken.zip.checkpoint is not a model");
-    assertThat(run(1, options(folder.resolve("new.zip"), "--patience=0")))
+    assertThat(run(new FineTune(), 1, options(folder.resolve("new.zip"), "--patience=0")))
         .contains("--patience must be at least 1, got 0");
   }
 }

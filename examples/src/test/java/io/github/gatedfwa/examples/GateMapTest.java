@@ -1,12 +1,11 @@
 package io.github.gatedfwa.examples;
 
+import static io.github.gatedfwa.examples.Programs.run;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import java.awt.image.BufferedImage;
 import java.io.IOException;
-import java.io.PrintWriter;
-import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HashSet;
@@ -20,22 +19,13 @@ import org.junit.jupiter.api.io.TempDir;
 class GateMapTest {
   @TempDir Path folder;
 
-  private static String run(int exitCode, String... options) {
-    StringWriter printed = new StringWriter();
-    PrintWriter out = new PrintWriter(printed, true);
-    assertThat(CommandLines.of(new GateMap()).setOut(out).setErr(out).execute(options))
-        .as(printed::toString)
-        .isEqualTo(exitCode);
-    return printed.toString();
-  }
-
   @Test
   void printsATableAndDrawsTheText() throws IOException {
     Path text = folder.resolve("Type.java");
     Files.writeString(text, "/** Straße. */\nclass Type {\n\tint value;\n}\n");
     Path image = folder.resolve("gates.png");
     String[] options = {"--model=TINY_JAVA", "--text=" + text, "--image=" + image};
-    assertThat(run(0, options))
+    assertThat(run(new GateMap(), 0, options))
         .contains("effective window", "Saved: " + image)
         .containsPattern("block3-attention +3 +\\d\\.\\d+ +\\S+\n");
     BufferedImage picture = ImageIO.read(image.toFile());
@@ -45,11 +35,17 @@ class GateMapTest {
     }
     assertThat(colors).hasSizeGreaterThan(4);
 
-    assertThat(run(1, "--model=TINY_JAVA", "--text=" + text, "--layer=block9-attention"))
+    assertThat(
+            run(
+                new GateMap(),
+                1,
+                "--model=TINY_JAVA",
+                "--text=" + text,
+                "--layer=block9-attention"))
         .contains("--layer block9-attention", "block3-attention");
     Files.writeString(text, "");
-    assertThat(run(1, options)).contains("Type.java is empty");
-    assertThat(run(1, "--model=TINY", "--text=" + text))
+    assertThat(run(new GateMap(), 1, options)).contains("Type.java is empty");
+    assertThat(run(new GateMap(), 1, "--model=TINY", "--text=" + text))
         .contains("--model is neither one of [TINY_JAVA, SMALL_JAVA] nor a file");
   }
 

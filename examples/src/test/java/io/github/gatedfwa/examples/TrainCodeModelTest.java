@@ -85,7 +85,7 @@ class TrainCodeModelTest {
     Path model = folder.resolve("interrupted.zip");
     Path log = folder.resolve("interrupted.log");
     Process process =
-        new ProcessBuilder(command(model))
+        new ProcessBuilder(Programs.command(TrainCodeModel.class, training(model)))
             .redirectErrorStream(true)
             .redirectOutput(log.toFile())
             .start();
@@ -109,7 +109,11 @@ class TrainCodeModelTest {
     Path log = folder.resolve("terminal.log");
     // script (Debian: bsdutils) gives the program a terminal, on which \3 is Ctrl-C.
     Process process =
-        new ProcessBuilder("script", "-qec", String.join(" ", command(model)), log.toString())
+        new ProcessBuilder(
+                "script",
+                "-qec",
+                String.join(" ", Programs.command(TrainCodeModel.class, training(model))),
+                log.toString())
             .redirectErrorStream(true)
             .redirectOutput(ProcessBuilder.Redirect.DISCARD)
             .start();
@@ -121,15 +125,6 @@ class TrainCodeModelTest {
     }
     assertSavedAndSaid(model, Files.readString(log));
     assertThat(process.exitValue()).isEqualTo(128 + 2);
-  }
-
-  private static List<String> command(Path model) {
-    List<String> command = new ArrayList<>();
-    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
-    command.addAll(List.of("-cp", System.getProperty("java.class.path")));
-    command.add(TrainCodeModel.class.getName());
-    command.addAll(List.of(training(model)));
-    return command;
   }
 
   private static void awaitFirstSave(Path model, Process process) throws InterruptedException {

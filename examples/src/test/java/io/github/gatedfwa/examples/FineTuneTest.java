@@ -124,7 +124,7 @@ class FineTuneTest {
   void trainingThatDoesNotHelpEndsAndTheBestModelIsKept() throws IOException {
     Path save = folder.resolve("worse.zip");
     String[] options =
-        options(save, "--learning-rate=1e-2", "--warmup=0", "--measure-every=1", "--patience=2");
+        options(save, "--learning-rate=0.1", "--warmup=0", "--measure-every=1", "--patience=2");
     String worse = run(new FineTune(), 0, options);
     assertThat(worse)
         .contains("After 2 steps: ", "no better", "Stopped early: no better for 2 looks in a row.")

@@ -3,7 +3,6 @@ package io.github.gatedfwa.examples;
 import io.github.gatedfwa.layers.AttentionLayer;
 import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.NativeSparseAttentionLayer;
-import io.github.gatedfwa.layers.WindowedAttentionLayer;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Path;
@@ -18,6 +17,7 @@ import java.util.Random;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
@@ -42,7 +42,6 @@ public final class AssociativeRecall implements Callable<Integer> {
   private static final int TOKENS_PER_PAIR = 8;
 
   private static final int TESTS = 128;
-  private static final int INTERRUPTED = 130;
 
   @Option(
       names = "--lengths",
@@ -50,37 +49,11 @@ public final class AssociativeRecall implements Callable<Integer> {
       description = "tokens in a sequence, one length after the other")
   List<Integer> lengths = List.of(32, 64, 128);
 
-  @Option(names = "--window", description = "tokens in the window")
-  int window = 16;
-
   @Option(names = "--keys", description = "different keys, and as many values")
   int keys = 32;
 
-  @Option(names = "--width", description = "features of a token inside the model")
-  int width = 128;
-
-  @Option(names = "--heads", description = "attention heads")
-  int heads = 2;
-
-  @Option(names = "--blocks", description = "decoder blocks")
-  int blocks = 2;
-
-  @Option(
-      names = "--steps",
-      description = "training steps at most with each length; a model that knows goes on sooner")
-  int steps = 300;
-
-  @Option(names = "--batch", description = "sequences in a step")
-  int batch = 16;
-
-  @Option(names = "--learning-rate", description = "the highest, after warm-up")
-  double learningRate = 3e-3;
-
-  @Option(names = "--seed", description = "of weights and data")
-  long seed = 1;
-
-  @Option(names = "--plot", paramLabel = "FILE", description = "accuracy against length, as PNG")
-  Path plot = Path.of("build", "associative-recall.png");
+  @Mixin
+  Recall.Options options = new Recall.Options(16, 16, Path.of("build", "associative-recall.png"));
 
   @Spec CommandSpec spec;
 
@@ -95,8 +68,7 @@ public final class AssociativeRecall implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
-    CommandLines.requirePositive("--steps", steps);
-    CommandLines.requirePositive("--batch", batch);
+    options.check();
     for (int length : lengths) {
       if (length < TOKENS_PER_PAIR || length / TOKENS_PER_PAIR > keys) {
         throw new IllegalArgumentException(
@@ -110,13 +82,17 @@ public final class AssociativeRecall implements Callable<Integer> {
       for (Map.Entry<String, AttentionLayer> kind : attention().entrySet()) {
         table.put(kind.getKey(), accuracies(kind.getKey(), kind.getValue(), interruption, out));
         if (interruption.requested()) {
-          return INTERRUPTED;
+          return Interruption.EXIT_CODE;
         }
       }
     }
-    print(table, out);
-    AccuracyChart.draw(plot, "Multi-query associative recall", "N", lengths, table);
-    out.printf("%nSaved: %s%n", plot);
+    Recall.print(
+        out,
+        "; windows of %d tokens".formatted(options.window),
+        lengths.stream().map(length -> "N = " + length).toList(),
+        table);
+    AccuracyChart.draw(options.plot, "Multi-query associative recall", "N", lengths, table);
+    out.printf("%nSaved: %s%n", options.plot);
     return 0;
   }
 
@@ -125,24 +101,23 @@ public final class AssociativeRecall implements Callable<Integer> {
     Map<String, AttentionLayer> kinds = new LinkedHashMap<>();
     kinds.put(
         "full attention",
-        common(GatedFWALayer.builder()).gated(false).windowSize(Collections.max(lengths)).build());
-    kinds.put(
-        "plain window", common(GatedFWALayer.builder()).gated(false).windowSize(window).build());
-    kinds.put("GatedFWA", common(GatedFWALayer.builder()).windowSize(window).build());
+        options
+            .common(GatedFWALayer.builder())
+            .gated(false)
+            .windowSize(Collections.max(lengths))
+            .build());
+    kinds.put("plain window", options.common(GatedFWALayer.builder()).gated(false).build());
+    kinds.put("GatedFWA", options.common(GatedFWALayer.builder()).build());
     kinds.put(
         "GatedFWA + NSA",
-        common(NativeSparseAttentionLayer.builder())
-            .windowSize(window)
+        options
+            .common(NativeSparseAttentionLayer.builder())
             .blockLength(4)
             .stride(2)
             .selectionBlock(8)
             .topN(6)
             .build());
     return kinds;
-  }
-
-  private <T extends WindowedAttentionLayer.Builder<T>> T common(T builder) {
-    return builder.nHeads(heads).ropeBase(10000).qkNorm(true).keyShift(true).valueShift(true);
   }
 
   /** Of a model that is trained with one length after the other, at each of them. */
@@ -156,12 +131,13 @@ public final class AssociativeRecall implements Callable<Integer> {
         attention,
         1 + 2 * keys,
         task,
-        new Recall.Plan(lengths, width, blocks, steps, batch, learningRate, 0.95),
-        seed,
+        lengths,
+        options,
         interruption,
         (length, network) -> {
-          List<Recall.Example> tests = Recall.examples(task, length, TESTS, new Random(-seed));
-          double accuracy = Recall.accuracy(network, tests, batch);
+          List<Recall.Example> tests =
+              Recall.examples(task, length, TESTS, new Random(-options.seed));
+          double accuracy = Recall.accuracy(network, tests, options.batch);
           accuracies.add(accuracy);
           out.printf(
               Locale.ROOT,
@@ -199,17 +175,5 @@ public final class AssociativeRecall implements Callable<Integer> {
       questions.add(new Recall.Question(place, value, place - (2 * i + 1)));
     }
     return new Recall.Example(tokens, questions);
-  }
-
-  private void print(Map<String, List<Double>> table, PrintWriter out) {
-    out.printf("%nValues known, in percent; windows of %d tokens:%n%n%-16s", window, "");
-    lengths.forEach(length -> out.printf("%9s", "N = " + length));
-    out.println();
-    table.forEach(
-        (name, row) -> {
-          out.printf("%-16s", name);
-          row.forEach(accuracy -> out.printf(Locale.ROOT, "%9.1f", 100 * accuracy));
-          out.println();
-        });
   }
 }

@@ -5,11 +5,14 @@ import io.github.gatedfwa.layers.DecoderBlock;
 import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
 import io.github.gatedfwa.zoo.io.WholeFile;
+import io.github.gatedfwa.zoo.lm.GatedFwaLM;
+import io.github.gatedfwa.zoo.lm.GatedFwaLM.Pretrained;
 import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
+import java.util.Arrays;
 import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
 import org.deeplearning4j.nn.conf.GradientNormalization;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
@@ -33,6 +36,13 @@ import org.nd4j.linalg.lossfunctions.impl.LossSparseMCXENT;
  */
 final class CodeModel {
   private static final int BYTES = 256;
+
+  /** What an option of a model takes, in {@code --help}. */
+  static final String NAME_OR_FILE = "NAME|FILE";
+
+  /** What such an option means. */
+  static final String WHICH =
+      "a pretrained model, TINY_JAVA or SMALL_JAVA, or a file that TrainCodeModel or FineTune saved";
 
   private CodeModel() {}
 
@@ -127,7 +137,31 @@ final class CodeModel {
   }
 
   /**
-   * A model that {@link #save} wrote, with the state of its updater.
+   * A pretrained model by its name, or one of a file.
+   *
+   * @param model what {@code --model} says
+   * @throws IOException if it is neither, or cannot be read
+   */
+  static ComputationGraph open(String model) throws IOException {
+    for (Pretrained pretrained : Pretrained.values()) {
+      if (pretrained.name().equals(model)) {
+        return GatedFwaLM.builder().build().initPretrained(pretrained);
+      }
+    }
+    Path file = Path.of(model);
+    if (!Files.exists(file)) {
+      throw new NoSuchFileException(
+          model,
+          null,
+          "--model is neither one of "
+              + Arrays.toString(Pretrained.values())
+              + " nor a file that TrainCodeModel or FineTune saved");
+    }
+    return load(file);
+  }
+
+  /**
+   * A model that {@link #save} wrote, with the state of its updater if that was saved too.
    *
    * @throws IOException if the file is missing or is not a model; it stays as it is
    */
@@ -140,12 +174,18 @@ final class CodeModel {
       return ModelSerializer.restoreComputationGraph(file.toFile(), true);
     } catch (IOException | RuntimeException e) {
       throw new IOException(
-          file + " is not a model that TrainCodeModel saved: " + e.getMessage(), e);
+          file + " is not a model that TrainCodeModel or FineTune saved: " + e.getMessage(), e);
     }
   }
 
+  /** Saves a model with the state of its updater, so that training can go on. */
   static void save(ComputationGraph network, Path file) throws IOException {
     WholeFile.write(file, stream -> ModelSerializer.writeModel(network, stream, true));
+  }
+
+  /** Saves a model as it is used: a third of the size. */
+  static void saveForUse(ComputationGraph network, Path file) throws IOException {
+    WholeFile.write(file, stream -> ModelSerializer.writeModel(network, stream, false));
   }
 
   private static int roundUp(int value, int multiple) {

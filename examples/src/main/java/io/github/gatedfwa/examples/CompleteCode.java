@@ -2,8 +2,6 @@ package io.github.gatedfwa.examples;
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
-import io.github.gatedfwa.zoo.lm.GatedFwaLM;
-import io.github.gatedfwa.zoo.lm.GatedFwaLM.Pretrained;
 import io.github.gatedfwa.zoo.lm.TextGenerator;
 import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
 import java.io.BufferedReader;
@@ -18,7 +16,10 @@ import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 
-/** Completes Java code with a pretrained model of the zoo. */
+/**
+ * Completes Java code with a pretrained model of the zoo, or one that was trained here, in the
+ * terminal or on a web page.
+ */
 @Command(
     name = "CompleteCode",
     mixinStandardHelpOptions = true,
@@ -26,13 +27,14 @@ import picocli.CommandLine.Spec;
     description = {
       "Completes Java code with a pretrained model.",
       "Without --prompt it reads the start of a file from the terminal, up to an empty line, as"
-          + " often as you like."
+          + " often as you like.",
+      "With --ui it serves a web page instead, which shows the gates too."
     })
 public final class CompleteCode implements Callable<Integer> {
   private static final double NANOS = 1e9;
 
-  @Option(names = "--model", description = "one of ${COMPLETION-CANDIDATES}")
-  Pretrained model = Pretrained.SMALL_JAVA;
+  @Option(names = "--model", paramLabel = CodeModel.NAME_OR_FILE, description = CodeModel.WHICH)
+  String model = "SMALL_JAVA";
 
   @Option(names = "--prompt", paramLabel = "TEXT", description = "the file's first characters")
   String prompt;
@@ -62,6 +64,12 @@ public final class CompleteCode implements Callable<Integer> {
   @Option(names = "--seed", description = "another seed, another text")
   long seed = 1;
 
+  @Option(
+      names = "--ui",
+      paramLabel = "PORT",
+      description = "serves a web page on this port, for browsers on this machine; 0: any port")
+  Integer uiPort;
+
   @Spec CommandSpec spec;
 
   /**
@@ -75,18 +83,14 @@ public final class CompleteCode implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
-    ComputationGraph network = GatedFwaLM.builder().build().initPretrained(model);
-    TextGenerator generator =
-        TextGenerator.builder(network)
-            .temperature(temperature)
-            .topK(topK)
-            .topP(topP)
-            .repetitionPenalty(repetitionPenalty)
-            .stop(stops)
-            .maxBytes(length)
-            .seed(seed)
-            .build();
+    CommandLines.requirePositive("--length", length);
+    ComputationGraph network = CodeModel.open(model);
+    TextGenerator generator = generator(network).build();
     PrintWriter out = spec.commandLine().getOut();
+    if (uiPort != null) {
+      serve(network, out);
+      return 0;
+    }
     if (prompt != null) {
       complete(generator, prompt, out);
       return 0;
@@ -98,6 +102,33 @@ public final class CompleteCode implements Callable<Integer> {
       complete(generator, typed, out);
     }
     return 0;
+  }
+
+  private TextGenerator.Builder generator(ComputationGraph network) {
+    return TextGenerator.builder(network)
+        .temperature(temperature)
+        .topK(topK)
+        .topP(topP)
+        .repetitionPenalty(repetitionPenalty)
+        .stop(stops)
+        .maxBytes(length)
+        .seed(seed);
+  }
+
+  private void serve(ComputationGraph network, PrintWriter out) throws IOException {
+    try (Interruption interruption = Interruption.listen();
+        CompletionServer server =
+            CompletionServer.start(
+                network,
+                new CompletionServer.Defaults(
+                    model, prompt == null ? "public class " : prompt, temperature, length, seed),
+                () -> generator(network),
+                uiPort)) {
+      out.printf("Open %s in a browser on this machine. Ctrl-C ends.%n", server.address());
+      interruption.await();
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
   }
 
   /** Lines up to an empty one, the last without its end; null where there are no more. */

@@ -54,6 +54,7 @@ public final class Generate implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
+    CommandLines.requirePositive("--length", length);
     ComputationGraph network = CodeModel.load(model);
     PrintWriter out = spec.commandLine().getOut();
     out.print(prompt);

@@ -10,11 +10,14 @@ import java.util.concurrent.TimeUnit;
  * work is done, two minutes at most.
  */
 final class Interruption implements AutoCloseable {
+  /** Exit code of a program that was interrupted, as shells have it for SIGINT. */
+  static final int EXIT_CODE = 130;
+
   private static final long PATIENCE_MINUTES = 2;
 
+  private final CountDownLatch asked = new CountDownLatch(1);
   private final CountDownLatch done = new CountDownLatch(1);
   private final Thread hook = new Thread(this::waitForWork, "interruption");
-  private volatile boolean requested;
 
   private Interruption() {}
 
@@ -25,11 +28,16 @@ final class Interruption implements AutoCloseable {
   }
 
   boolean requested() {
-    return requested;
+    return asked.getCount() == 0;
+  }
+
+  /** Waits for the request. */
+  void await() throws InterruptedException {
+    asked.await();
   }
 
   private void waitForWork() {
-    requested = true;
+    asked.countDown();
     try {
       if (!done.await(PATIENCE_MINUTES, TimeUnit.MINUTES)) {
         System.err.println("Gave up waiting for the current step.");
@@ -42,7 +50,7 @@ final class Interruption implements AutoCloseable {
   @Override
   public void close() {
     done.countDown();
-    if (!requested) {
+    if (!requested()) {
       try {
         Runtime.getRuntime().removeShutdownHook(hook);
       } catch (IllegalStateException shuttingDown) {

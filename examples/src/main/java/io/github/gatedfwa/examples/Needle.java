@@ -3,7 +3,6 @@ package io.github.gatedfwa.examples;
 import io.github.gatedfwa.layers.AttentionLayer;
 import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.NativeSparseAttentionLayer;
-import io.github.gatedfwa.layers.WindowedAttentionLayer;
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.io.IOException;
 import java.io.PrintWriter;
@@ -21,6 +20,7 @@ import java.util.stream.IntStream;
 import org.datavec.api.writable.Writable;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
@@ -55,11 +55,6 @@ public final class Needle implements Callable<Integer> {
   private static final int TESTS = 64;
   private static final int RANGES = 8;
 
-  /** Probability of the right answers with which the training goes on to longer texts. */
-  private static final double ENOUGH = 0.95;
-
-  private static final int INTERRUPTED = 130;
-
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
   Path sources = Path.of("examples", "target", "sources");
 
@@ -69,34 +64,7 @@ public final class Needle implements Callable<Integer> {
   @Option(names = "--needles", description = "pairs in a text; each is asked for once")
   int needles = 8;
 
-  @Option(names = "--window", description = "bytes in the window")
-  int window = 32;
-
-  @Option(names = "--width", description = "features of a byte inside the model")
-  int width = 128;
-
-  @Option(names = "--heads", description = "attention heads")
-  int heads = 2;
-
-  @Option(names = "--blocks", description = "decoder blocks")
-  int blocks = 2;
-
-  @Option(
-      names = "--steps",
-      description = "training steps at most with each length; a model that knows goes on sooner")
-  int steps = 300;
-
-  @Option(names = "--batch", description = "texts in a step")
-  int batch = 8;
-
-  @Option(names = "--learning-rate", description = "the highest, after warm-up")
-  double learningRate = 3e-3;
-
-  @Option(names = "--seed", description = "of weights and data")
-  long seed = 1;
-
-  @Option(names = "--plot", paramLabel = "FILE", description = "accuracy against distance, as PNG")
-  Path plot = Path.of("build", "needle.png");
+  @Mixin Recall.Options options = new Recall.Options(32, 8, Path.of("build", "needle.png"));
 
   @Spec CommandSpec spec;
 
@@ -111,8 +79,7 @@ public final class Needle implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
-    CommandLines.requirePositive("--steps", steps);
-    CommandLines.requirePositive("--batch", batch);
+    options.check();
     CommandLines.requirePositive("--needles", needles);
     if (needles > SYMBOLS || context < SHORTEST * needles) {
       throw new IllegalArgumentException(
@@ -121,9 +88,10 @@ public final class Needle implements Callable<Integer> {
     }
     PrintWriter out = spec.commandLine().getOut();
     SourceFiles files = SourceFiles.under(sources);
-    Recall.Task training = task(files.training(), seed);
+    Recall.Task training = task(files.training(), options.seed);
     List<Recall.Example> tests =
-        Recall.examples(task(files.heldOut(), seed + 1), context, TESTS, new Random(seed + 1));
+        Recall.examples(
+            task(files.heldOut(), options.seed + 1), context, TESTS, new Random(options.seed + 1));
     Map<String, List<Double>> accuracies = new LinkedHashMap<>();
     try (Interruption interruption = Interruption.listen()) {
       for (Map.Entry<String, AttentionLayer> kind : attention().entrySet()) {
@@ -134,21 +102,14 @@ public final class Needle implements Callable<Integer> {
                 kind.getValue(),
                 BYTES,
                 training,
-                new Recall.Plan(
-                    Recall.doubling(SHORTEST * needles, context),
-                    width,
-                    blocks,
-                    steps,
-                    batch,
-                    learningRate,
-                    ENOUGH),
-                seed,
+                Recall.doubling(SHORTEST * needles, context),
+                options,
                 interruption,
                 (length, trained) -> {});
         if (interruption.requested()) {
-          return INTERRUPTED;
+          return Interruption.EXIT_CODE;
         }
-        List<Boolean> right = Recall.ask(network, tests, batch);
+        List<Boolean> right = Recall.ask(network, tests, options.batch);
         accuracies.put(kind.getKey(), byDistance(tests, right));
         out.printf(
             Locale.ROOT,
@@ -160,40 +121,31 @@ public final class Needle implements Callable<Integer> {
             (System.nanoTime() - started) / 1e9);
       }
     }
-    print(accuracies, out);
+    Recall.print(out, ", by distance in bytes", ranges(), accuracies);
     AccuracyChart.draw(
-        plot,
+        options.plot,
         "Needles in " + context + " bytes of Java source",
         "distance in bytes, up to",
         ends(),
         accuracies);
-    out.printf("%nSaved: %s%n", plot);
+    out.printf("%nSaved: %s%n", options.plot);
     return 0;
   }
 
   /** The kinds of attention to compare, by name. */
   private Map<String, AttentionLayer> attention() {
     Map<String, AttentionLayer> kinds = new LinkedHashMap<>();
-    kinds.put("GatedFWA", common(GatedFWALayer.builder()).build());
+    kinds.put("GatedFWA", options.common(GatedFWALayer.builder()).build());
     kinds.put(
         "GatedFWA + NSA",
-        common(NativeSparseAttentionLayer.builder())
+        options
+            .common(NativeSparseAttentionLayer.builder())
             .blockLength(8)
             .stride(4)
             .selectionBlock(16)
             .topN(8)
             .build());
     return kinds;
-  }
-
-  private <T extends WindowedAttentionLayer.Builder<T>> T common(T builder) {
-    return builder
-        .nHeads(heads)
-        .windowSize(window)
-        .ropeBase(10000)
-        .qkNorm(true)
-        .keyShift(true)
-        .valueShift(true);
   }
 
   /** Random parts of the files' text with needles and questions. */
@@ -240,7 +192,7 @@ public final class Needle implements Callable<Integer> {
 
   /** The largest distance of each range; the first is what blocks of windows can reach. */
   private List<Integer> ends() {
-    int reach = Math.min(context - RANGES, blocks * (window - 1));
+    int reach = Math.min(context - RANGES, options.blocks * (options.window - 1));
     return IntStream.range(0, RANGES)
         .mapToObj(i -> reach + (context - reach) * i / (RANGES - 1))
         .toList();
@@ -265,19 +217,14 @@ public final class Needle implements Callable<Integer> {
     return IntStream.range(0, RANGES).mapToObj(i -> (double) known[i] / asked[i]).toList();
   }
 
-  private void print(Map<String, List<Double>> accuracies, PrintWriter out) {
-    out.printf("%nValues known, in percent, by distance in bytes:%n%n%-16s", "");
+  /** Names of the ranges. */
+  private List<String> ranges() {
+    List<String> names = new ArrayList<>();
     int from = 1;
     for (int end : ends()) {
-      out.printf("%10s", from + "-" + end);
+      names.add(from + "-" + end);
       from = end + 1;
     }
-    out.println();
-    accuracies.forEach(
-        (name, row) -> {
-          out.printf("%-16s", name);
-          row.forEach(accuracy -> out.printf(Locale.ROOT, "%10.1f", 100 * accuracy));
-          out.println();
-        });
+    return names;
   }
 }

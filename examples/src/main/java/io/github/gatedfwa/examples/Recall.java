@@ -1,11 +1,15 @@
 package io.github.gatedfwa.examples;
 
 import io.github.gatedfwa.layers.AttentionLayer;
+import io.github.gatedfwa.layers.WindowedAttentionLayer;
 import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
+import java.io.PrintWriter;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.Random;
 import java.util.function.BiConsumer;
 import me.tongfei.progressbar.ProgressBar;
@@ -14,6 +18,7 @@ import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.dataset.MultiDataSet;
 import org.nd4j.linalg.factory.Nd4j;
+import picocli.CommandLine.Option;
 
 /**
  * Training and measuring of models that must answer questions about what stands before: what {@link
@@ -43,29 +48,73 @@ final class Recall {
     Example next(int length, Random random);
   }
 
-  /**
-   * How to train.
-   *
-   * @param lengths of the examples, one after the other: what is found in short ones is a start for
-   *     longer ones
-   * @param steps at most for each length
-   * @param batch examples in a step
-   * @param enough accuracy of {@value #LOOK_AT} steps in a row that ends the training
-   */
-  record Plan(
-      List<Integer> lengths,
-      int width,
-      int blocks,
-      int steps,
-      int batch,
-      double learningRate,
-      double enough) {}
+  /** The options of both programs: a model's shape, its training, and the picture. */
+  static final class Options {
+    @Option(names = "--window", description = "tokens in the window")
+    int window;
+
+    @Option(names = "--width", description = "features of a token inside the model")
+    int width = 128;
+
+    @Option(names = "--heads", description = "attention heads")
+    int heads = 2;
+
+    @Option(names = "--blocks", description = "decoder blocks")
+    int blocks = 2;
+
+    @Option(
+        names = "--steps",
+        description = "training steps at most with each length; a model that knows goes on sooner")
+    int steps = 300;
+
+    @Option(names = "--batch", description = "sequences in a step")
+    int batch;
+
+    @Option(names = "--learning-rate", description = "the highest, after warm-up")
+    double learningRate = 3e-3;
+
+    @Option(names = "--seed", description = "of weights and data")
+    long seed = 1;
+
+    @Option(names = "--plot", paramLabel = "FILE", description = "the accuracies, as PNG")
+    Path plot;
+
+    Options(int window, int batch, Path plot) {
+      this.window = window;
+      this.batch = batch;
+      this.plot = plot;
+    }
+
+    /**
+     * @throws IllegalArgumentException if one is out of its range
+     */
+    void check() {
+      CommandLines.requirePositive("--steps", steps);
+      CommandLines.requirePositive("--batch", batch);
+    }
+
+    /** Sets what all kinds of attention have in common. */
+    <T extends WindowedAttentionLayer.Builder<T>> T common(T attention) {
+      return attention
+          .nHeads(heads)
+          .windowSize(window)
+          .ropeBase(10000)
+          .qkNorm(true)
+          .keyShift(true)
+          .valueShift(true);
+    }
+  }
+
+  /** Probability of the right answers, in so many steps in a row, that ends the training. */
+  private static final double ENOUGH = 0.95;
 
   private static final int LOOK_AT = 20;
 
   /**
    * Trains a model of blocks with this attention; new weights, new examples in every step.
    *
+   * @param lengths of the examples, one after the other: what is found in short ones is a start for
+   *     longer ones
    * @param afterLength takes each length and the model that has been trained with it
    */
   static ComputationGraph train(
@@ -73,31 +122,31 @@ final class Recall {
       AttentionLayer attention,
       int vocabulary,
       Task task,
-      Plan plan,
-      long seed,
+      List<Integer> lengths,
+      Options options,
       Interruption interruption,
       BiConsumer<Integer, ComputationGraph> afterLength) {
-    Random random = new Random(seed);
-    int steps = plan.steps() * plan.lengths().size();
+    Random random = new Random(options.seed);
+    int steps = options.steps * lengths.size();
     WarmupCosineSchedule schedule =
         new WarmupCosineSchedule(
-            plan.learningRate(), plan.learningRate() / 10, Math.min(50, steps), steps);
+            options.learningRate, options.learningRate / 10, Math.min(50, steps), steps);
     ComputationGraph network =
         CodeModel.network(
             vocabulary,
-            plan.width(),
-            plan.blocks(),
+            options.width,
+            options.blocks,
             attention,
-            task.next(plan.lengths().get(0), random).questions().size(),
-            seed,
+            task.next(lengths.get(0), random).questions().size(),
+            options.seed,
             schedule);
-    for (int length : plan.lengths()) {
-      try (ProgressBar bar = Progress.bar("%s, N = %d".formatted(name, length), 0, plan.steps())) {
+    for (int length : lengths) {
+      try (ProgressBar bar = Progress.bar("%s, N = %d".formatted(name, length), 0, options.steps)) {
         int good = 0;
         for (int step = 0;
-            step < plan.steps() && good < LOOK_AT && !interruption.requested();
+            step < options.steps && good < LOOK_AT && !interruption.requested();
             step++) {
-          List<Example> examples = examples(task, length, plan.batch(), random);
+          List<Example> examples = examples(task, length, options.batch, random);
           network.fit(data(examples));
           double loss = network.score() / examples.get(0).questions().size();
           if (!Double.isFinite(loss)) {
@@ -105,7 +154,7 @@ final class Recall {
                 "the loss became " + loss + "; try a lower --learning-rate");
           }
           // exp(-loss) is the geometric mean of the answers' probabilities.
-          good = Math.exp(-loss) >= plan.enough() ? good + 1 : 0;
+          good = Math.exp(-loss) >= ENOUGH ? good + 1 : 0;
           bar.setExtraMessage(String.format(Locale.ROOT, "loss %.3f", loss));
           bar.step();
         }
@@ -181,5 +230,23 @@ final class Recall {
   static double accuracy(ComputationGraph network, List<Example> examples, int batch) {
     List<Boolean> right = ask(network, examples, batch);
     return (double) right.stream().filter(known -> known).count() / right.size();
+  }
+
+  /**
+   * Prints the accuracies of several models in percent.
+   *
+   * @param table accuracies by the model's name, one for each column
+   */
+  static void print(
+      PrintWriter out, String title, List<String> columns, Map<String, List<Double>> table) {
+    out.printf("%nValues known, in percent%s:%n%n%-16s", title, "");
+    columns.forEach(column -> out.printf("%10s", column));
+    out.println();
+    table.forEach(
+        (name, row) -> {
+          out.printf("%-16s", name);
+          row.forEach(accuracy -> out.printf(Locale.ROOT, "%10.1f", 100 * accuracy));
+          out.println();
+        });
   }
 }

@@ -56,11 +56,16 @@ record SourceFiles(List<Path> training, List<Path> heldOut) {
   }
 
   private static boolean isHeldOut(Path relative) {
+    return Long.remainderUnsigned(hash(relative), ONE_IN) == 0;
+  }
+
+  /** A number that depends on a path alone, the same on every platform. */
+  static long hash(Path relative) {
     StringBuilder name = new StringBuilder();
     relative.forEach(part -> name.append('/').append(part));
     try {
       byte[] hash = MessageDigest.getInstance("SHA-256").digest(name.toString().getBytes(UTF_8));
-      return Long.remainderUnsigned(ByteBuffer.wrap(hash).getLong(), ONE_IN) == 0;
+      return ByteBuffer.wrap(hash).getLong();
     } catch (NoSuchAlgorithmException e) {
       throw new AssertionError("every Java platform has SHA-256", e);
     }

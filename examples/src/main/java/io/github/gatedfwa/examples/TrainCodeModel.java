@@ -1,21 +1,17 @@
 package io.github.gatedfwa.examples;
 
-import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
+import static io.github.gatedfwa.examples.TextTraining.step;
+
 import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
-import me.tongfei.progressbar.ProgressBar;
-import org.deeplearning4j.datasets.datavec.RecordReaderMultiDataSetIterator;
 import org.deeplearning4j.nn.graph.ComputationGraph;
-import org.nd4j.linalg.dataset.api.MultiDataSet;
-import org.nd4j.linalg.dataset.api.iterator.MultiDataSetIterator;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
@@ -34,13 +30,6 @@ import picocli.CommandLine.Spec;
     showDefaultValues = true,
     description = "Trains a byte-level language model on Java source, or goes on training one.")
 public final class TrainCodeModel implements Callable<Integer> {
-  private static final double LN2 = Math.log(2);
-
-  /** Files are longer than training windows; the model takes any length. */
-  private static final int EVALUATION_WINDOW = 4096;
-
-  private static final int EVALUATION_BATCH = 4;
-  private static final int INTERRUPTED = 130;
 
   /** Steps between two reports to the training UI. */
   private static final int UI_FREQUENCY = 10;
@@ -146,7 +135,7 @@ public final class TrainCodeModel implements Callable<Integer> {
         step(network) == 0 ? "new" : "goes on after step " + step(network));
 
     if (step(network) < steps && !train(network, curve, files, out)) {
-      return INTERRUPTED;
+      return Interruption.EXIT_CODE;
     }
     out.printf("%nReading the held-out files...%n");
     measure(network, curve, files, out);
@@ -154,10 +143,6 @@ public final class TrainCodeModel implements Callable<Integer> {
     Generate.stream(network, new byte[0], sample, 0.7, 0, seed, out);
     out.printf("%n%nSaved: %s, %s, %s%n", model, beside(".csv"), beside(".png"));
     return 0;
-  }
-
-  private static int step(ComputationGraph network) {
-    return network.getIterationCount();
   }
 
   private Path beside(String extension) {
@@ -174,9 +159,18 @@ public final class TrainCodeModel implements Callable<Integer> {
         out.printf("Training UI: %s%n", ui.address());
         network.addListeners(ui.listener(UI_FREQUENCY));
       }
-      try (ProgressBar bar = Progress.bar("Training", step(network), steps)) {
-        fit(network, curve, trainingData(files.training(), step(network)), bar, interruption);
-      }
+      TextTraining.fit(
+          network,
+          files.training(),
+          new TextTraining.Plan(steps, batch, context, learningRate, seed),
+          curve,
+          interruption,
+          trained -> {
+            if (step(trained) % saveEvery == 0) {
+              save(trained, curve);
+            }
+            return true;
+          });
       save(network, curve);
       if (step(network) < steps) {
         out.printf(
@@ -192,88 +186,10 @@ public final class TrainCodeModel implements Callable<Integer> {
     }
   }
 
-  private void fit(
-      ComputationGraph network,
-      LossCurve curve,
-      MultiDataSetIterator data,
-      ProgressBar bar,
-      Interruption interruption)
-      throws IOException {
-    long started = System.nanoTime();
-    long bytes = 0;
-    while (step(network) < steps && !interruption.requested()) {
-      if (!data.hasNext()) {
-        data.reset();
-      }
-      MultiDataSet windows = data.next();
-      network.fit(windows);
-      double loss = network.score() / context / LN2;
-      if (!Double.isFinite(loss)) {
-        throw new IllegalArgumentException(
-            "the loss became "
-                + loss
-                + " at step "
-                + step(network)
-                + "; try a lower --learning-rate than "
-                + learningRate);
-      }
-      curve.add(loss);
-      bytes += windows.getLabels(0).length();
-      bar.setExtraMessage(
-          String.format(
-              Locale.ROOT,
-              "%.2f bits/byte, %.1f kB/s",
-              curve.smoothed(),
-              bytes * 1e6 / (System.nanoTime() - started)));
-      bar.stepTo(step(network));
-      if (step(network) % saveEvery == 0) {
-        save(network, curve);
-      }
-    }
-  }
-
   /** The curve first: whoever finds a model finds the losses of all its steps. */
   private void save(ComputationGraph network, LossCurve curve) throws IOException {
     curve.save(beside(".csv"));
     CodeModel.save(network, model);
-  }
-
-  /** Random windows, from where a run of this many steps would have come to. */
-  private MultiDataSetIterator trainingData(List<Path> files, int stepsDone) throws IOException {
-    TextWindowSequenceRecordReader reader = TextWindowSequenceRecordReader.random(context, seed);
-    reader.initialize(SourceFiles.split(files));
-    long batchesPerEpoch = (reader.windowsPerEpoch() + batch - 1) / batch;
-    reader.skip(
-        stepsDone / batchesPerEpoch * reader.windowsPerEpoch()
-            + stepsDone % batchesPerEpoch * batch);
-    return iterator(reader, batch);
-  }
-
-  private static MultiDataSetIterator iterator(TextWindowSequenceRecordReader reader, int batch) {
-    MultiDataSetIterator windows =
-        new RecordReaderMultiDataSetIterator.Builder(batch)
-            .addSequenceReader("text", reader)
-            .addInput("text", 0, 0)
-            .addOutput("text", 1, 1)
-            .build();
-    // DataVec gives NCW.
-    windows.setPreProcessor(set -> set.setLabels(0, set.getLabels(0).permute(0, 2, 1)));
-    return windows;
-  }
-
-  /** Bits per byte of the model on files. */
-  static double bitsPerByte(ComputationGraph network, List<Path> files) throws IOException {
-    TextWindowSequenceRecordReader reader =
-        TextWindowSequenceRecordReader.sequential(EVALUATION_WINDOW);
-    reader.initialize(SourceFiles.split(files));
-    MultiDataSetIterator windows = iterator(reader, EVALUATION_BATCH);
-    double nats = 0;
-    while (windows.hasNext()) {
-      MultiDataSet batch = windows.next();
-      // A score is the sum over a window's bytes, averaged over the windows of the batch.
-      nats += network.score(batch) * batch.getFeatures(0).size(0);
-    }
-    return nats / LN2 / SourceFiles.bytes(files);
   }
 
   private void measure(
@@ -281,7 +197,7 @@ public final class TrainCodeModel implements Callable<Integer> {
       throws IOException {
     Baselines baselines = new Baselines(files.training());
     Map<String, Double> results = new LinkedHashMap<>();
-    results.put("this model", bitsPerByte(network, files.heldOut()));
+    results.put("this model", TextTraining.bitsPerByte(network, files.heldOut()));
     results.put("order-1 model", baselines.order1(files.heldOut()));
     results.put("order-0 model", baselines.order0(files.heldOut()));
     results.put("xz -9", Baselines.xz(files.heldOut()));

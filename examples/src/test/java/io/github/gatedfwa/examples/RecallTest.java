@@ -1,32 +1,21 @@
 package io.github.gatedfwa.examples;
 
+import static io.github.gatedfwa.examples.Programs.run;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.layers.GatedFWALayer;
 import java.io.IOException;
-import java.io.PrintWriter;
-import java.io.StringWriter;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
-import java.util.concurrent.Callable;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /** Needle and AssociativeRecall: their data, and the programs end to end in a few steps. */
 class RecallTest {
   @TempDir Path folder;
-
-  private static String run(Callable<Integer> program, int exitCode, String... arguments) {
-    StringWriter printed = new StringWriter();
-    PrintWriter out = new PrintWriter(printed, true);
-    assertThat(CommandLines.of(program).setOut(out).setErr(out).execute(arguments))
-        .as(printed::toString)
-        .isEqualTo(exitCode);
-    return printed.toString();
-  }
 
   @Test
   void associativeRecallAsksForEachPairOnce() {
@@ -125,6 +114,11 @@ class RecallTest {
   void aShortTaskIsLearned() {
     try (Interruption interruption = Interruption.listen()) {
       Recall.Task task = (length, random) -> AssociativeRecall.example(random, length, 4);
+      Recall.Options options = new Recall.Options(16, 16, folder.resolve("recall.png"));
+      options.width = 16;
+      options.steps = 400;
+      options.learningRate = 1e-2;
+      options.seed = 3;
       var network =
           Recall.train(
               "test",
@@ -136,8 +130,8 @@ class RecallTest {
                   .build(),
               9,
               task,
-              new Recall.Plan(List.of(16), 16, 2, 400, 16, 1e-2, 0.95),
-              3,
+              List.of(16),
+              options,
               interruption,
               (length, trained) -> {});
       List<Recall.Example> tests = Recall.examples(task, 16, 50, new Random(9));

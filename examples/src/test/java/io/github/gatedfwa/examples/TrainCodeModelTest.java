@@ -76,7 +76,7 @@ class TrainCodeModelTest {
     }
     double expected = nats / Math.log(2) / SourceFiles.bytes(files.heldOut());
     assertThat(files.heldOut()).hasSizeGreaterThan(1);
-    assertThat(TrainCodeModel.bitsPerByte(network, files.heldOut()))
+    assertThat(TextTraining.bitsPerByte(network, files.heldOut()))
         .isCloseTo(expected, within(1e-5));
   }
 
@@ -85,7 +85,7 @@ class TrainCodeModelTest {
     Path model = folder.resolve("interrupted.zip");
     Path log = folder.resolve("interrupted.log");
     Process process =
-        new ProcessBuilder(command(model))
+        new ProcessBuilder(Programs.command(TrainCodeModel.class, training(model)))
             .redirectErrorStream(true)
             .redirectOutput(log.toFile())
             .start();
@@ -109,7 +109,11 @@ class TrainCodeModelTest {
     Path log = folder.resolve("terminal.log");
     // script (Debian: bsdutils) gives the program a terminal, on which \3 is Ctrl-C.
     Process process =
-        new ProcessBuilder("script", "-qec", String.join(" ", command(model)), log.toString())
+        new ProcessBuilder(
+                "script",
+                "-qec",
+                String.join(" ", Programs.command(TrainCodeModel.class, training(model))),
+                log.toString())
             .redirectErrorStream(true)
             .redirectOutput(ProcessBuilder.Redirect.DISCARD)
             .start();
@@ -121,15 +125,6 @@ class TrainCodeModelTest {
     }
     assertSavedAndSaid(model, Files.readString(log));
     assertThat(process.exitValue()).isEqualTo(128 + 2);
-  }
-
-  private static List<String> command(Path model) {
-    List<String> command = new ArrayList<>();
-    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
-    command.addAll(List.of("-cp", System.getProperty("java.class.path")));
-    command.add(TrainCodeModel.class.getName());
-    command.addAll(List.of(training(model)));
-    return command;
   }
 
   private static void awaitFirstSave(Path model, Process process) throws InterruptedException {
@@ -206,7 +201,7 @@ class TrainCodeModelTest {
     }
     String model = trained.toString();
     assertThat(error(new Generate(), "--model", model, "--length", "0"))
-        .contains("= 0", "at least 1");
+        .contains("--length must be at least 1, got 0");
     assertThat(error(new Generate(), "--model", model, "--temperature", "-1")).contains("-1.0");
     assertThat(error(new Generate(), "--model", model, "--top-k", "-1")).contains("topK = -1");
     assertThat(error(new TrainCodeModel(), "--steps", "0"))

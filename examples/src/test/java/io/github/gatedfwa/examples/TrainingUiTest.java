@@ -3,21 +3,18 @@ package io.github.gatedfwa.examples;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.IOException;
-import java.net.ConnectException;
 import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.NetworkInterface;
 import java.net.ServerSocket;
-import java.net.Socket;
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
-import java.util.List;
-import java.util.stream.Stream;
+import java.nio.file.Path;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.dataset.DataSet;
 import org.nd4j.linalg.factory.Nd4j;
@@ -54,20 +51,7 @@ class TrainingUiTest {
       assertThat(get(overview.resolve("/train/model/data/2")).body())
           .contains("block-attention", "GatedFWA", "paramMM", "updateMM", "updateHist")
           .contains("\"Wq\"", "\"Wg\"", "\"Wbeta\"", "\"bg\"", "\"Wo\"");
-
-      List<InetAddress> others;
-      try (Stream<NetworkInterface> interfaces = NetworkInterface.networkInterfaces()) {
-        others =
-            interfaces
-                .flatMap(NetworkInterface::inetAddresses)
-                .filter(address -> !address.isLoopbackAddress())
-                .toList();
-      }
-      for (InetAddress address : others) {
-        assertThatThrownBy(() -> connect(address, overview.getPort()))
-            .as("%s", address)
-            .isInstanceOf(ConnectException.class);
-      }
+      Loopback.assertReachableFromThisMachineOnly(overview.getPort());
     }
   }
 
@@ -82,9 +66,37 @@ class TrainingUiTest {
     return body;
   }
 
-  private static void connect(InetAddress address, int port) throws IOException {
-    try (Socket socket = new Socket()) {
-      socket.connect(new InetSocketAddress(address, port), 2000);
+  @Test
+  void aBrowserShowsALayerAsItLearns(@TempDir Path folder) throws Exception {
+    try (Browser browser = Browser.open();
+        Interruption interruption = Interruption.listen();
+        TrainingUi ui = TrainingUi.start(0)) {
+      TestSources.write(folder, 120);
+      ComputationGraph network =
+          CodeModel.create(16, 2, 2, 8, 32, 1, new WarmupCosineSchedule(1e-2, 1e-3, 5, 50));
+      network.addListeners(ui.listener(1));
+      TextTraining.fit(
+          network,
+          SourceFiles.under(folder).training(),
+          new TextTraining.Plan(50, 4, 32, 1e-2, 1),
+          new LossCurve(),
+          interruption,
+          trained -> true);
+      Path pictures = Path.of("target", "screenshots");
+
+      browser.visit(ui.address(), 1280, 900);
+      browser.await("document.querySelector('#scoreiterchart canvas') !== null");
+      browser.screenshot(pictures.resolve("training-ui-overview.png"));
+
+      browser.visit(ui.address().replace("overview", "model"), 1280, 1500);
+      browser.await("window.cy && cy.nodes().length > 0");
+      browser.evaluate(
+          "cy.nodes().filter(n => n.data('name').includes('(block0-attention)')).emit('click'); 1");
+      browser.await("document.getElementById('layerInfo').innerText.includes('block0-attention')");
+      browser.await("document.querySelector('#meanmag canvas') !== null");
+      String page = browser.evaluate("document.body.innerText").asText();
+      assertThat(page).contains("GatedFWA", "Wq", "Wg", "Wbeta", "bg", "Wo");
+      browser.screenshot(pictures.resolve("training-ui-layer.png"));
     }
   }
 

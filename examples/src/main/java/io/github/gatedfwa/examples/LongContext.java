@@ -89,8 +89,8 @@ public final class LongContext implements Callable<Integer> {
     private double bits;
     private double bitsAnew;
     private long bytes;
-    private double stateBytes;
-    private double residentBytes;
+    private long stateBytes;
+    private long residentBytes;
 
     private Row(int end) {
       this.end = end;
@@ -221,7 +221,7 @@ public final class LongContext implements Callable<Integer> {
   }
 
   /** Size of what the network remembers between two steps. */
-  private static double stateBytes(ComputationGraph network) {
+  private static long stateBytes(ComputationGraph network) {
     return network.rnnGetPreviousStates().values().stream()
         .flatMap(state -> state.values().stream())
         .mapToLong(array -> array.length() * array.dataType().width())

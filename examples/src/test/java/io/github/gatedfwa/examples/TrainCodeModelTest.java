@@ -107,9 +107,12 @@ class TrainCodeModelTest {
   void controlCOnATerminalSaves() throws Exception {
     Path model = folder.resolve("terminal.zip");
     Path log = folder.resolve("terminal.log");
-    // script (Debian: bsdutils) gives the program a terminal, on which \3 is Ctrl-C.
+    // script (Debian: bsdutils) gives the program a terminal, on which \3 is Ctrl-C. A build in the
+    // background ignores SIGINT, and its children would too.
     Process process =
         new ProcessBuilder(
+                "env",
+                "--default-signal=INT",
                 "script",
                 "-qec",
                 String.join(" ", Programs.command(TrainCodeModel.class, training(model))),

@@ -134,6 +134,21 @@ struct SampleShape {
   bool gated = true, masked = false, boolMask = false, resets = false, strided = false;
 };
 
+/// What problems of all kinds of attention have in common.
+template <typename Problem, typename Shape>
+void setSizes(Problem& p, const Shape& s, ElementType maskType) {
+  p.type = s.type;
+  p.maskType = maskType;
+  p.batch = s.batch;
+  p.queryLength = s.queryLength;
+  p.keyLength = s.keyLength;
+  p.heads = s.heads;
+  p.kvHeads = s.kvHeads;
+  p.headSize = s.headSize;
+  p.valueSize = s.valueSize;
+  p.scale = 1 / std::sqrt(static_cast<double>(s.headSize));
+}
+
 struct AttentionSample {
   SampleShape s;
   HostTensor q, k, v, alpha, mask, dO;
@@ -190,17 +205,8 @@ struct AttentionSample {
 
  private:
   void common(AttentionProblem& p) {
-    p.type = s.type;
-    p.maskType = mask.type;
-    p.batch = s.batch;
-    p.queryLength = s.queryLength;
-    p.keyLength = s.keyLength;
-    p.heads = s.heads;
-    p.kvHeads = s.kvHeads;
-    p.headSize = s.headSize;
-    p.valueSize = s.valueSize;
+    setSizes(p, s, mask.type);
     p.window = s.window;
-    p.scale = 1 / std::sqrt(static_cast<double>(s.headSize));
     p.q = q.view<Input>();
     p.k = k.view<Input>();
     p.v = v.view<Input>();

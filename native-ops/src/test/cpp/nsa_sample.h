@@ -83,16 +83,7 @@ struct NsaSample {
   }
 
   void fill(NsaProblem& p, HostTensor& keys, HostTensor& values, HostTensor& mask) {
-    p.type = s.type;
-    p.maskType = mask.type;
-    p.batch = s.batch;
-    p.queryLength = s.queryLength;
-    p.keyLength = s.keyLength;
-    p.heads = s.heads;
-    p.kvHeads = s.kvHeads;
-    p.headSize = s.headSize;
-    p.valueSize = s.valueSize;
-    p.scale = 1 / std::sqrt(static_cast<double>(s.headSize));
+    setSizes(p, s, mask.type);
     p.q = q.view<Input>();
     p.k = keys.view<Input>();
     p.v = values.view<Input>();

@@ -25,4 +25,8 @@ constexpr bool kIsSelect = std::is_same_v<Params, NsaSelect>;
 template <typename Params>
 constexpr bool kIsSelected = std::is_base_of_v<NsaSelectedProblem, Params>;
 
+inline bool isGate(const KernelCall& call) {
+  return std::holds_alternative<GateForward>(call) || std::holds_alternative<GateBackward>(call);
+}
+
 }  // namespace gatedfwa

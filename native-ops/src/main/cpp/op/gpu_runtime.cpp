@@ -96,14 +96,14 @@ std::string open(const Settings& settings) {
 void run(const KernelCall& call, cudaStream_t stream) {
   const cuda::Device device = currentDevice();
   const cuda::FloatMode mode = floatMode;
-  const Work work = workOf(call);
   std::visit(
       [&](const auto& params) {
         const cuda::Selection selection = cuda::select(params, device, mode);
         if (selection.kernel == cuda::Kernel::None) throw DeviceError(nameOf(device) + ": " + selection.reason);
-        if (work.kind != OpKind::Gate) {
+        if (!isGate(call)) {
+          const std::string description = workOf(call).description;
           const std::lock_guard<std::mutex> guard(decisionLock);
-          decision = work.description + ": " + nameOf(device) + ", " + selection.reason;
+          decision = description + ": " + nameOf(device) + ", " + selection.reason;
         }
         const Scratch scratch(device, cuda::workspace(params, device, mode), stream);
         const cuda::Result result = cuda::launch(params, device, mode, scratch.data(), scratch.bytes(), stream);

@@ -124,9 +124,9 @@ std::string open(Mode mode, const std::string& path, const AcceleratorOptions& o
 }
 
 void run(const KernelCall& call) {
-  const bool isGate = std::holds_alternative<GateForward>(call) || std::holds_alternative<GateBackward>(call);
-  if (state.device != nullptr && (isGate ? gateOnDevice(call) : attentionOnDevice(call))) return;
-  if (!isGate) cpuCalls.fetch_add(1, std::memory_order_relaxed);
+  const bool gate = isGate(call);
+  if (state.device != nullptr && (gate ? gateOnDevice(call) : attentionOnDevice(call))) return;
+  if (!gate) cpuCalls.fetch_add(1, std::memory_order_relaxed);
   cpu::run(call, nd4jExecutor(), instructionSet());
 }
 

@@ -15,7 +15,7 @@ double sumOf(int64_t first, int64_t limit, int64_t count) {
 std::string text(const char* name, int64_t x) { return std::string(", ") + name + ' ' + std::to_string(x); }
 
 struct Describe {
-  Work work;
+  Work work{};
 
   template <typename Problem>
   void attention(OpKind kind, const char* name, const Problem& p, bool backward, double pairs) {
@@ -41,14 +41,12 @@ struct Describe {
                      static_cast<double>(p.stride) * static_cast<double>(all + p.blocks - 1) / 2);
   }
 
+  void operator()(const GateForward&) {}
+  void operator()(const GateBackward&) {}
   template <typename Params>
   void operator()(const Params& p) {
     constexpr bool backward = kIsBackward<Params>;
-    if constexpr (kIsGate<Params>) {
-      work = {OpKind::Gate, p.type, backward, 50.0 * static_cast<double>(p.batch * p.length * p.heads),
-              std::string(backward ? "gated_fwa_gate_bp " : "gated_fwa_gate ") + nameOf(p.type) + " B " +
-                  std::to_string(p.batch) + text("M", p.length) + text("H", p.heads)};
-    } else if constexpr (kIsWindow<Params>) {
+    if constexpr (kIsWindow<Params>) {
       const double pairs = sumOf(p.keyLength - p.queryLength + 1, std::min(p.window, p.keyLength), p.queryLength);
       attention(OpKind::Window, "gated_fwa", p, backward, pairs);
       work.description += text("w", p.window);

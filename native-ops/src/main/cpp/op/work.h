@@ -7,8 +7,8 @@
 
 namespace gatedfwa {
 
-enum class OpKind { Gate, Window, Compressed, Select, Selected };
-constexpr int kOpKinds = 5;
+enum class OpKind { Window, Compressed, Select, Selected };
+constexpr int kOpKinds = 4;
 
 struct Work {
   OpKind kind;
@@ -18,7 +18,8 @@ struct Work {
   std::string description;  ///< such as "gated_fwa FLOAT B 1, N 4096, M 4096, H 8/8, D 64/64, w 512"
 };
 
-/// A query of selected attention counts with all topN blocks: the indices may lie anywhere and are not looked at.
+/// Not of a gate: where it runs does not depend on its cost. A query of selected attention counts with all topN blocks:
+/// the indices may lie anywhere and are not looked at.
 Work workOf(const KernelCall& call);
 
 const char* nameOf(ElementType type);

@@ -197,6 +197,9 @@ class LayerPropertyTest {
 
   /** An exact result, and how far it moves when every number is rounded differently. */
   private static final class Expected {
+    /** One drawn rounding may cancel in a dot product where the layer's did not. */
+    private static final int ROUNDINGS = 4;
+
     private final double[][][] exact;
     private final double sensitivity;
 
@@ -212,13 +215,18 @@ class LayerPropertyTest {
       // In a HALF network everything between input and output is FLOAT.
       double unit = Math.min(unit(problem.type()), 0x1p-24);
       Random random = new Random(problem.seed());
-      DenseReference.Params moved = given.map(p -> p * (1 + (random.nextDouble() * 2 - 1) * unit));
-      INDArray movedInput = x.dup();
-      for (long i = 0; i < x.length(); i++) {
-        movedInput.putScalar(i, x.getDouble(i) * (1 + (random.nextDouble() * 2 - 1) * unit));
+      double sensitivity = 0;
+      for (int draw = 0; draw < ROUNDINGS; draw++) {
+        DenseReference.Params moved =
+            given.map(p -> p * (1 + (random.nextDouble() * 2 - 1) * unit));
+        INDArray movedInput = x.dup();
+        for (long i = 0; i < x.length(); i++) {
+          movedInput.putScalar(i, x.getDouble(i) * (1 + (random.nextDouble() * 2 - 1) * unit));
+        }
+        double[][][] other = DenseReference.output(conf, t -> moved, movedInput, problem.mask());
+        sensitivity = Math.max(sensitivity, distance(exact, other));
       }
-      double[][][] other = DenseReference.output(conf, t -> moved, movedInput, problem.mask());
-      return new Expected(exact, distance(exact, other));
+      return new Expected(exact, sensitivity);
     }
 
     private static double distance(double[][][] a, double[][][] b) {

@@ -77,7 +77,7 @@ def copy(folder, kind):
 def licences():
     """Prints each source's licence, its parents' if it names none itself."""
     repository = subprocess.run(
-        ["mvn", "-q", "-B", "help:evaluate", "-Dexpression=settings.localRepository", "-DforceStdout"],
+        ["mvn", "-q", "-B", "-Dstyle.color=never", "help:evaluate", "-Dexpression=settings.localRepository", "-DforceStdout"],
         check=True,
         capture_output=True,
         text=True,

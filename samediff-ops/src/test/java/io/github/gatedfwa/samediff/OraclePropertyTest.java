@@ -165,13 +165,16 @@ class OraclePropertyTest {
   }
 
   /**
-   * Below this a result is what happens to be left of larger terms. lse is the largest score plus
-   * the logarithm of a sum; its error is a relative error of every weight, whatever its size. dv
-   * adds the heads of a group. The others are made of dS, and that of dO·v, which is of the order
-   * of the root of Dv; only the composed versions lose what cancels in dS itself.
+   * Below this a result is what happens to be left of larger terms. o is a mean of random values
+   * over the window. lse is the largest score plus the logarithm of a sum; its error is a relative
+   * error of every weight, whatever its size. dv adds the heads of a group. The others are made of
+   * dS, and that of dO·v, which is of the order of the root of Dv; only the composed versions lose
+   * what cancels in dS itself.
    */
   private static double leastSize(String name, boolean composed, Problem problem) {
     return switch (name) {
+      case "o" ->
+          0.5 / Math.sqrt(Math.min(problem.window(), problem.queries() + problem.earlier()));
       case "lse" -> 1;
       case "dv" -> 0.5 * Math.sqrt(problem.group());
       case "dq", "dk", "dalpha" -> composed ? 0.5 * Math.sqrt(problem.valueSize()) : 0.1;

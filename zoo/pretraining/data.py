@@ -76,15 +76,15 @@ def copy(folder, kind):
 
 def licences():
     """Prints each source's licence, its parents' if it names none itself."""
-    repository = subprocess.run(
-        ["mvn", "-q", "-B", "-Dstyle.color=never", "help:evaluate", "-Dexpression=settings.localRepository", "-DforceStdout"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    # Into a file: on the console, Debian's Maven puts colours around it.
+    DATA.mkdir(exist_ok=True)
+    answer = DATA / "repository.txt"
+    evaluate = ["mvn", "-q", "-B", "help:evaluate", "-Dexpression=settings.localRepository", f"-Doutput={answer}"]
+    subprocess.run(evaluate, check=True)
+    repository = Path(answer.read_text().strip())
     other = 0
     for _, *coordinates in sources():
-        names = licences_of(Path(repository), *coordinates)
+        names = licences_of(repository, *coordinates)
         other += not names or not all(APACHE.search(name) for name in names)
         print(":".join(coordinates), "|", ", ".join(names) or "none found")
     if other:

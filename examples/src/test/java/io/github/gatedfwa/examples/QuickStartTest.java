@@ -4,7 +4,11 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
+import javax.xml.parsers.DocumentBuilderFactory;
+import javax.xml.xpath.XPath;
+import javax.xml.xpath.XPathFactory;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.junit.jupiter.api.Test;
 import org.nd4j.autodiff.samediff.SDVariable;
@@ -12,6 +16,7 @@ import org.nd4j.autodiff.samediff.SameDiff;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
+import org.w3c.dom.Document;
 
 class QuickStartTest {
   @Test
@@ -19,6 +24,22 @@ class QuickStartTest {
     assertThat(Snippets.of(QuickStart.class, "README"))
         .hasSize(3)
         .allSatisfy(snippet -> assertThat(Path.of("..", "README.md")).content().contains(snippet));
+  }
+
+  @Test
+  void theReadmeNamesTheVersionsOfThisBuild() throws Exception {
+    Document pom =
+        DocumentBuilderFactory.newInstance()
+            .newDocumentBuilder()
+            .parse(Path.of("..", "pom.xml").toFile());
+    XPath xpath = XPathFactory.newInstance().newXPath();
+    for (String path : List.of("/project/version", "/project/properties/nd4j.version")) {
+      String version = xpath.evaluate(path, pom);
+      assertThat(version).isNotEmpty();
+      assertThat(Path.of("..", "README.md"))
+          .content()
+          .contains("<version>" + version + "</version>");
+    }
   }
 
   @Test

@@ -4,6 +4,7 @@ import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.RMSNormLayer;
 import io.github.gatedfwa.layers.SwiGLULayer;
 import java.io.IOException;
+import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
@@ -27,7 +28,7 @@ import org.nd4j.linalg.learning.config.Adam;
  */
 public final class LayerMemory {
   private static final int HEAP_MEGABYTES = 256;
-  private static final int CALLS = 10_000;
+  private static final List<Integer> CALLS = List.of(100, 1_000, 10_000, 30_000);
 
   /** Minibatch, heads and features of the peak's case. */
   private static final int BATCH = 4;
@@ -115,13 +116,13 @@ public final class LayerMemory {
     INDArray labels = Nd4j.zeros(DataType.FLOAT, 2, 2, 48);
     labels.tensorAlongDimension(0, 0, 2).assign(1);
     INDArray token = Nd4j.randn(DataType.FLOAT, 2, 16, 1);
-    for (int i = 1; i <= CALLS; i++) {
+    for (int i = 1; i <= Collections.max(CALLS); i++) {
       if (call.equals("fit")) {
         network.fit(x, labels);
       } else {
         network.rnnTimeStep(token);
       }
-      if (i == 100 || i == 1000 || i == CALLS) {
+      if (CALLS.contains(i)) {
         ResidentMemory.collectGarbage();
         ResidentMemory.trim();
         double resident = ResidentMemory.megabytes();

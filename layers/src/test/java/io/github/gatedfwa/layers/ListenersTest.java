@@ -7,6 +7,7 @@ import ch.qos.logback.classic.Level;
 import ch.qos.logback.classic.Logger;
 import ch.qos.logback.classic.spi.ILoggingEvent;
 import ch.qos.logback.core.read.ListAppender;
+import io.github.gatedfwa.nativeops.Bits;
 import java.io.File;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -118,7 +119,7 @@ class ListenersTest {
     for (int i = next; i < 4; i++) {
       Nets.fit(restored, data(i));
     }
-    assertThat(restored.params()).isEqualTo(net.params());
+    assertThat(Bits.of(restored.params())).isEqualTo(Bits.of(net.params()));
   }
 
   private static int iteration(Model net) {

@@ -151,8 +151,17 @@ final class Nets {
     return format == RNNFormat.NCW ? data.get(all, all, time) : data.get(all, time, all);
   }
 
-  /** Largest difference of two arrays. */
+  /** Largest difference of two arrays; NaN if there is one, which ND4J's amax passes over. */
   static double distance(INDArray a, INDArray b) {
-    return a.castTo(DataType.DOUBLE).sub(b.castTo(DataType.DOUBLE)).amaxNumber().doubleValue();
+    return largest(a.castTo(DataType.DOUBLE).sub(b.castTo(DataType.DOUBLE)));
+  }
+
+  /** Largest absolute value; NaN if there is one. */
+  static double largest(INDArray x) {
+    double largest = 0;
+    for (double value : x.castTo(DataType.DOUBLE).dup('c').data().asDouble()) {
+      largest = Math.max(largest, Math.abs(value)); // NaN stays
+    }
+    return largest;
   }
 }

@@ -2,6 +2,7 @@ package io.github.gatedfwa.layers;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
@@ -271,12 +272,12 @@ class SerializationTest {
     Path file = folder.resolve("net.zip");
     ModelSerializer.writeModel(net, file.toFile(), true);
     MultiLayerNetwork restored = ModelSerializer.restoreMultiLayerNetwork(file.toFile(), true);
-    assertThat(restored.params()).isEqualTo(net.params());
+    assertThat(Bits.of(restored.params())).isEqualTo(Bits.of(net.params()));
     INDArray x = data().getFeatures();
-    assertThat(restored.output(x)).isEqualTo(net.output(x));
+    assertThat(Bits.of(restored.output(x))).isEqualTo(Bits.of(net.output(x)));
     net.fit(data());
     restored.fit(data());
-    assertThat(restored.params()).isEqualTo(net.params());
+    assertThat(Bits.of(restored.params())).isEqualTo(Bits.of(net.params()));
   }
 
   @Test
@@ -290,7 +291,7 @@ class SerializationTest {
         new ObjectInputStream(new ByteArrayInputStream(bytes.toByteArray()))) {
       MultiLayerNetwork restored = (MultiLayerNetwork) in.readObject();
       INDArray x = data().getFeatures();
-      assertThat(restored.output(x)).isEqualTo(net.output(x));
+      assertThat(Bits.of(restored.output(x))).isEqualTo(Bits.of(net.output(x)));
       assertThat(restored.getLayerWiseConfigurations()).isEqualTo(net.getLayerWiseConfigurations());
     }
   }
@@ -299,7 +300,7 @@ class SerializationTest {
   void networkClonesGiveTheSameOutput() {
     MultiLayerNetwork net = trained();
     INDArray x = data().getFeatures();
-    assertThat(net.clone().output(x)).isEqualTo(net.output(x));
+    assertThat(Bits.of(net.clone().output(x))).isEqualTo(Bits.of(net.output(x)));
   }
 
   @Test
@@ -322,8 +323,9 @@ class SerializationTest {
     Path file = folder.resolve("graph.zip");
     ModelSerializer.writeModel(net, file.toFile(), true);
     INDArray x = data().getFeatures();
-    assertThat(ModelSerializer.restoreComputationGraph(file.toFile()).outputSingle(x))
-        .isEqualTo(net.outputSingle(x));
-    assertThat(net.clone().outputSingle(x)).isEqualTo(net.outputSingle(x));
+    Bits expected = Bits.of(net.outputSingle(x));
+    assertThat(Bits.of(ModelSerializer.restoreComputationGraph(file.toFile()).outputSingle(x)))
+        .isEqualTo(expected);
+    assertThat(Bits.of(net.clone().outputSingle(x))).isEqualTo(expected);
   }
 }

@@ -3,6 +3,7 @@ package io.github.gatedfwa.layers;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.ObjectInputStream;
@@ -18,6 +19,7 @@ import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
+import org.deeplearning4j.nn.workspace.LayerWorkspaceMgr;
 import org.deeplearning4j.util.ModelSerializer;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -207,7 +209,8 @@ class StreamingTest {
         ((RecurrentLayer) Nets.layers(restored)[i]).rnnSetPreviousState(state);
       }
     }
-    assertThat(Nets.timeStep(restored, Nets.steps(x, RNNFormat.NCW, 7, 12))).isEqualTo(expected);
+    assertThat(Bits.of(Nets.timeStep(restored, Nets.steps(x, RNNFormat.NCW, 7, 12))))
+        .isEqualTo(Bits.of(expected));
   }
 
   /** As a server does that has one network and many listeners to serve in turn. */
@@ -389,6 +392,17 @@ class StreamingTest {
         .containsExactly(3, 3, 1);
   }
 
+  @Test
+  void aFirstStepThatIsRefusedBeginsNothing() {
+    MultiLayerNetwork net = net(Options.GATED, DataType.FLOAT);
+    RecurrentLayer layer = (RecurrentLayer) net.getLayer(1);
+    INDArray wide = Nets.random(DataType.FLOAT, 31, 2, 3 * N_IN, 1);
+    assertThatThrownBy(() -> layer.rnnTimeStep(wide, LayerWorkspaceMgr.noWorkspaces()))
+        .hasMessageContaining("GatedFWALayer \"layer1\"");
+    assertThat(net.rnnTimeStep(Nets.random(DataType.FLOAT, 31, 3, N_IN, 1)).shape())
+        .containsExactly(3, 3, 1);
+  }
+
   @ParameterizedTest
   @EnumSource(names = {"GATED", "EVERYTHING"})
   void halfNetworksStream(Options options) {
@@ -404,6 +418,9 @@ class StreamingTest {
             () -> net.rnnSetPreviousState(1, Map.of("prevAct", Nd4j.zeros(DataType.FLOAT, 1, 4))))
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("\"position\" is missing");
+    assertThatThrownBy(() -> net.rnnSetPreviousState(1, Map.of("position", Nd4j.scalar(-1L))))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("\"position\" is -1; expected 0 or more");
     assertThatThrownBy(
             () ->
                 net.rnnSetPreviousState(

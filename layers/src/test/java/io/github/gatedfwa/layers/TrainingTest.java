@@ -3,6 +3,7 @@ package io.github.gatedfwa.layers;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.util.List;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.WorkspaceMode;
@@ -141,8 +142,9 @@ class TrainingTest {
       DataSet data = sums(DataType.FLOAT, i, 2 + i, 9 + 2 * i);
       with.fit(data);
       without.fit(data);
-      assertThat(with.params()).isEqualTo(without.params());
-      assertThat(with.output(data.getFeatures())).isEqualTo(without.output(data.getFeatures()));
+      assertThat(Bits.of(with.params())).isEqualTo(Bits.of(without.params()));
+      assertThat(Bits.of(with.output(data.getFeatures())))
+          .isEqualTo(Bits.of(without.output(data.getFeatures())));
     }
   }
 
@@ -290,7 +292,7 @@ class TrainingTest {
     INDArray before = net.params().dup();
     net.setLearningRate(0);
     net.fit(sums(DataType.FLOAT, 68, 2, 6));
-    assertThat(net.params()).isEqualTo(before);
+    assertThat(Bits.of(net.params())).isEqualTo(Bits.of(before));
     net.setLearningRate(1, 0.1);
     net.fit(sums(DataType.FLOAT, 68, 2, 6));
     assertThat(net.getParam("1_Wq")).isNotEqualTo(before);
@@ -315,7 +317,7 @@ class TrainingTest {
     frozen.fit(
         sums(DataType.FLOAT, 70, 4, 8).getFeatures(),
         Nets.labels(DataType.FLOAT, 4, 5, 8, RNNFormat.NCW));
-    assertThat(frozen.getParam("1_Wq")).isEqualTo(attention);
+    assertThat(Bits.of(frozen.getParam("1_Wq"))).isEqualTo(Bits.of(attention));
     assertThat(frozen.getParam("2_W1")).isNotEqualTo(feedForward);
 
     MultiLayerNetwork wider =

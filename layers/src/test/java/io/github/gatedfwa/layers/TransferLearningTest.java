@@ -2,6 +2,7 @@ package io.github.gatedfwa.layers;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
@@ -85,14 +86,14 @@ class TransferLearningTest {
 
   /** Names of the parameters that training changes; they must keep their names and shapes. */
   private static Set<String> changedByFitting(Model net, DataSet data) {
-    Map<String, INDArray> before = new TreeMap<>();
-    net.paramTable().forEach((name, values) -> before.put(name, values.dup()));
+    Map<String, Bits> before = new TreeMap<>();
+    net.paramTable().forEach((name, values) -> before.put(name, Bits.of(values)));
     Nets.fit(net, data);
     Set<String> changed = new TreeSet<>();
     net.paramTable()
         .forEach(
             (name, values) -> {
-              if (!values.equals(before.get(name))) {
+              if (!Bits.of(values).equals(before.get(name))) {
                 changed.add(name);
               }
             });

@@ -15,6 +15,7 @@ import java.util.jar.JarOutputStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.nd4j.linalg.api.ops.executioner.OpExecutioner.ExecutionerType;
+import org.nd4j.linalg.factory.Nd4j;
 
 class PlugInTest {
 
@@ -36,6 +37,12 @@ class PlugInTest {
         .hasMessage(
             "the class path has no GatedFWA library for ND4J's CUDA back end; it is in the jar of"
                 + " native-ops with the classifier linux-riscv64-gpu");
+  }
+
+  @Test
+  void versionsOfTheCpuBackEndAreFound() {
+    assertThat(PlugIn.CPU.nd4jVersions(Nd4j.getBackend().getClass()))
+        .containsOnly(Map.entry("nd4j-api", "1.0.0-M2.1"), Map.entry("nd4j-native", "1.0.0-M2.1"));
   }
 
   @Test

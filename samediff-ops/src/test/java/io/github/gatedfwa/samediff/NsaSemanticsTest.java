@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.nd4j.linalg.indexing.NDArrayIndex.all;
 import static org.nd4j.linalg.indexing.NDArrayIndex.interval;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -105,9 +106,9 @@ class NsaSemanticsTest {
               0);
       List<INDArray> results = run(NsaImplementation.NATIVE, c);
       for (int i : new int[] {0, 5, 6}) {
-        assertThat(results.get(i))
+        assertThat(Bits.of(results.get(i)))
             .as("result %s at token %s", i, end)
-            .isEqualTo(tokens(expected.get(i), end - 1, end));
+            .isEqualTo(Bits.of(tokens(expected.get(i), end - 1, end)));
       }
     }
   }
@@ -244,12 +245,12 @@ class NsaSemanticsTest {
   @Test
   void manyThreadsGetTheSameBits() throws Exception {
     NsaCase c = someCase(8, 150, 150).castTo(DataType.FLOAT);
-    List<INDArray> expected = run(NsaImplementation.NATIVE, c);
+    List<Bits> expected = Bits.of(run(NsaImplementation.NATIVE, c));
     ExecutorService pool = Executors.newFixedThreadPool(8);
     try {
       List<Future<Boolean>> runs = new ArrayList<>();
       for (int i = 0; i < 40; i++) {
-        runs.add(pool.submit(() -> run(NsaImplementation.NATIVE, c).equals(expected)));
+        runs.add(pool.submit(() -> Bits.of(run(NsaImplementation.NATIVE, c)).equals(expected)));
       }
       for (Future<Boolean> one : runs) {
         assertThat(one.get()).isTrue();

@@ -2,6 +2,7 @@ package io.github.gatedfwa.samediff;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -49,11 +50,11 @@ class NsaViewsTest {
     for (NsaImplementation implementation :
         List.of(NsaImplementation.NATIVE, NsaImplementation.COMPOSED_ARRAYS)) {
       List<INDArray> compressed = implementation.compressed(c);
-      assertThat(implementation.compressed(views)).isEqualTo(compressed);
+      assertThat(Bits.of(implementation.compressed(views))).isEqualTo(Bits.of(compressed));
       INDArray indices = implementation.select(c, compressed.get(1));
       assertThat(implementation.select(views, layout.apply(compressed.get(1)))).isEqualTo(indices);
-      assertThat(implementation.selected(views, viewOf(layout, indices)))
-          .isEqualTo(implementation.selected(c, indices));
+      assertThat(Bits.of(implementation.selected(views, viewOf(layout, indices))))
+          .isEqualTo(Bits.of(implementation.selected(c, indices)));
     }
   }
 
@@ -88,7 +89,7 @@ class NsaViewsTest {
             73,
             0,
             new INDArray[] {out[2], out[3], out[4]}));
-    assertThat(List.of(out)).isEqualTo(cmp);
+    assertThat(Bits.of(List.of(out))).isEqualTo(Bits.of(cmp));
 
     INDArray indices = NsaImplementation.NATIVE.select(c, cmp.get(1));
     INDArray chosen = viewOf(layout, Nd4j.valueArrayOf(indices.shape(), -7, DataType.INT32));
@@ -112,6 +113,6 @@ class NsaViewsTest {
             16,
             0,
             new INDArray[] {out[2], out[3], out[4]}));
-    assertThat(List.of(out)).isEqualTo(slc);
+    assertThat(Bits.of(List.of(out))).isEqualTo(Bits.of(slc));
   }
 }

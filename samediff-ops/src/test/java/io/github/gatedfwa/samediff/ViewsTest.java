@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.nd4j.linalg.indexing.NDArrayIndex.all;
 import static org.nd4j.linalg.indexing.NDArrayIndex.interval;
 
+import io.github.gatedfwa.nativeops.Bits;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.UnaryOperator;
@@ -93,7 +94,8 @@ class ViewsTest {
             c.scale());
     for (Implementation implementation :
         List.of(Implementation.NATIVE, Implementation.COMPOSED_ARRAYS)) {
-      assertThat(implementation.attention(views)).isEqualTo(implementation.attention(c));
+      assertThat(Bits.of(implementation.attention(views)))
+          .isEqualTo(Bits.of(implementation.attention(c)));
     }
   }
 
@@ -120,7 +122,7 @@ class ViewsTest {
             c.window(),
             c.scale(),
             Arrays.copyOfRange(out, 2, 6)));
-    assertThat(List.of(out)).isEqualTo(expected);
+    assertThat(Bits.of(List.of(out))).isEqualTo(Bits.of(expected));
   }
 
   @ParameterizedTest
@@ -140,7 +142,7 @@ class ViewsTest {
             layout.apply(dalpha),
             1e-3,
             Arrays.copyOfRange(out, 1, 3)));
-    assertThat(List.of(out)).isEqualTo(expected);
+    assertThat(Bits.of(List.of(out))).isEqualTo(Bits.of(expected));
   }
 
   private static AttentionCase someCase(DataType type) {

@@ -88,9 +88,10 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   @Override
   public final INDArray rnnTimeStep(INDArray input, LayerWorkspaceMgr workspaceMgr) {
     setInput(input, workspaceMgr);
-    stepCaches = cachesFor(stepCaches, input, "rnnTimeStep");
-    INDArray out = forward(stepCaches, scope(false, workspaceMgr, stepMemory(input)));
-    stepCaches.trim();
+    Caches caches = cachesFor(stepCaches, input, "rnnTimeStep");
+    INDArray out = forward(caches, scope(false, workspaceMgr, stepMemory(input)));
+    caches.trim();
+    stepCaches = caches; // a first step that is refused begins nothing
     return out;
   }
 

@@ -323,6 +323,11 @@ final class KeyValueCache {
             .orElse(-1);
     KeyValueCache cache = new KeyValueCache(shape.with(minibatch));
     cache.position = position.getLong(0);
+    if (cache.position < 0) {
+      throw new IllegalArgumentException(
+          "%s: RNN state \"%s%s\" is %d; expected 0 or more"
+              .formatted(layer, prefix, POSITION, cache.position));
+    }
     String keysName = prefix + KEYS;
     long length = state.containsKey(keysName) ? state.get(keysName).size(1) : 0;
     long[] keyShape = {minibatch, length, shape.kvHeads(), shape.headSize()};

@@ -15,6 +15,7 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.nd4j.linalg.factory.Nd4j;
 
 class NativeLibraryTest {
 
@@ -25,6 +26,20 @@ class NativeLibraryTest {
       "io/github/gatedfwa/nativeops/linux-x86_64-gpu/libgatedfwa_cuda.so";
 
   @TempDir Path directory;
+
+  @Test
+  void threadsAreThoseOfNd4j() {
+    NativeLibrary.load();
+    int before = Nd4j.getEnvironment().maxMasterThreads();
+    try {
+      for (int threads : new int[] {1, before}) {
+        Nd4j.getEnvironment().setMaxMasterThreads(threads);
+        assertThat(NativeLibrary.threads()).isEqualTo(threads);
+      }
+    } finally {
+      Nd4j.getEnvironment().setMaxMasterThreads(before);
+    }
+  }
 
   @Test
   void loadsAndDescribesItself() {

@@ -257,9 +257,9 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
   }
 
   /**
-   * A pretrained model. Updater, seed and context are this object's. The rest is as it was trained,
-   * and what the builder was told of it must be so too; a size that it was not told is not
-   * compared.
+   * A pretrained model. Updater, seed and context are this object's. The rest is as it was trained:
+   * the builder may leave sizes, windowSize, gated and nsaEvery out, or set them to the same
+   * values.
    *
    * @throws IOException if its file cannot be copied or read, or if DL4J's folder of models has a
    *     file of that name with another content, which stays as it is

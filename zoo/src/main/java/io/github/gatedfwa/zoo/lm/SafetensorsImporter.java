@@ -29,8 +29,8 @@ public final class SafetensorsImporter {
   static final String FORMAT = "gatedfwa-lm/1";
 
   /**
-   * How many times larger than its file a model may be that is made to name what is wrong with the
-   * file.
+   * A model that is more times larger than its file is refused at once; others are made first, and
+   * the tensors that do not fit named.
    */
   private static final double MOST_TIMES_LARGER = 8;
 
@@ -125,8 +125,8 @@ public final class SafetensorsImporter {
   }
 
   /**
-   * Whether the model's matrices can be in the file: it is made, in memory, before they are
-   * compared one by one.
+   * Refuses a model that is far larger than the file: making it would take memory that the file's
+   * metadata, which may say anything, asks for.
    */
   private static void requireSizeOfFile(Safetensors content, int width, int blocks, int hidden) {
     long numbers = content.tensors().values().stream().mapToLong(INDArray::length).sum();

@@ -28,10 +28,11 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
  * Lets a language model over bytes continue texts, byte by byte through {@code rnnTimeStep}.
  *
  * <p>The network is one as {@link GatedFwaLM} makes: input [minibatch, 1, time] with bytes as
- * values, output 256 probabilities in either RNN format. Layers may be frozen. Memory and time per
- * byte do not grow with the length: each layer keeps its last {@code windowSize - 1} keys and
- * values. A prompt is read in chunks, and of a long one only the end that can still be seen: with
- * {@link GatedFWALayer}s alone, their windows added up.
+ * values, output 256 probabilities in either RNN format. Layers may be frozen. A prompt is read in
+ * chunks. With {@link GatedFWALayer}s alone, memory and time per byte do not grow with the length:
+ * each keeps its last {@code windowSize - 1} keys and values, and of a long prompt only the end is
+ * read that can still be seen, which is their windows added up. With other recurrent layers all of
+ * it is read.
  *
  * <p>The next byte is drawn in this order: the repetition penalty changes the model's
  * probabilities; the temperature flattens or sharpens them; topK and then topP leave only the

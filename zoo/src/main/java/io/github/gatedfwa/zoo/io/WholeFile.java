@@ -6,8 +6,13 @@ import java.io.OutputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.util.UUID;
 
-/** Writes a file beside its place and renames it, so that a reader finds the old or the new one. */
+/**
+ * Writes a file beside its place and renames it, so that a reader finds the old or the new one.
+ * Several threads and processes may write the same file at once: the last to end counts.
+ */
 public final class WholeFile {
   private WholeFile() {}
 
@@ -25,9 +30,13 @@ public final class WholeFile {
   public static void write(Path file, Content content) throws IOException {
     Path absolute = file.toAbsolutePath();
     Files.createDirectories(absolute.getParent());
-    Path part = absolute.resolveSibling(absolute.getFileName() + ".part");
+    // A name of its own. A temporary file would be for its owner's eyes only, and stay so.
+    Path part = absolute.resolveSibling(absolute.getFileName() + "." + UUID.randomUUID() + ".part");
     try {
-      try (OutputStream stream = new BufferedOutputStream(Files.newOutputStream(part))) {
+      try (OutputStream stream =
+          new BufferedOutputStream(
+              Files.newOutputStream(
+                  part, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE))) {
         content.writeTo(stream);
       }
       Files.move(

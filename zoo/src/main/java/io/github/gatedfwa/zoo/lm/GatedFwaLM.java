@@ -16,7 +16,9 @@ import java.nio.file.Path;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
 import java.util.HexFormat;
+import java.util.List;
 import org.deeplearning4j.common.resources.DL4JResources;
 import org.deeplearning4j.common.resources.ResourceType;
 import org.deeplearning4j.nn.api.Model;
@@ -53,7 +55,8 @@ import org.nd4j.linalg.lossfunctions.impl.LossSparseMCXENT;
  * front of a text, and the models end a text with it.
  *
  * <p>Pretrained weights are part of this jar and need no network. They are copied to DL4J's folder
- * of models once and checked by SHA-256 every time, before anything else reads them.
+ * of models once and checked by SHA-256 every time, before anything else reads them. Several
+ * threads and processes may do so at once.
  */
 @SuppressWarnings("unchecked") // init(), as DL4J declares it
 public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
@@ -82,7 +85,10 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
     }
   }
 
-  /** Weights that come with this jar; docs/zoo.md has a card of each. */
+  /**
+   * Weights that come with this jar; docs/zoo.md has a card of each. All are of models with the
+   * builder's defaults but for the size: GatedFWA with a window of 256 in every block.
+   */
   public enum Pretrained {
     /** {@link Size#TINY}, trained on 360 MB of Java source. */
     TINY_JAVA(
@@ -232,7 +238,7 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
    *
    * @throws IOException as {@link #initPretrained(Pretrained)}
    * @throws UnsupportedOperationException if the size is neither {@link Size#TINY} nor {@link
-   *     Size#SMALL}
+   *     Size#SMALL}, or as {@link #initPretrained(Pretrained)}
    */
   @Override
   public ComputationGraph initPretrained() throws IOException {
@@ -251,19 +257,30 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
   }
 
   /**
-   * A pretrained model. Its sizes and window are those that it was trained with; updater, seed and
-   * context are this object's.
+   * A pretrained model. Updater, seed and context are this object's. The rest is as it was trained:
+   * the builder may leave sizes, windowSize, gated and nsaEvery out, or set them to the same
+   * values.
    *
    * @throws IOException if its file cannot be copied or read, or if DL4J's folder of models has a
    *     file of that name with another content, which stays as it is
+   * @throws UnsupportedOperationException if this object's sizes, windowSize, gated or nsaEvery are
+   *     set to other values than the model was trained with
    */
   public ComputationGraph initPretrained(Pretrained pretrained) throws IOException {
+    requireAsTrained(pretrained);
     Path file =
         DL4JResources.getDirectory(ResourceType.ZOO_MODEL, modelName())
             .toPath()
             .resolve(pretrained.fileName);
     if (!Files.exists(file)) {
-      WholeFile.write(file, stream -> copyWeights(pretrained, stream));
+      try {
+        WholeFile.write(file, stream -> copyWeights(pretrained, stream));
+      } catch (IOException e) {
+        // Some systems do not let a file be replaced that another process has made and reads.
+        if (!Files.exists(file)) {
+          throw e;
+        }
+      }
     }
     String found = sha256(file);
     if (!found.equals(pretrained.sha256)) {
@@ -271,7 +288,32 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
           "%s is broken or of another origin: its SHA-256 is %s, that of %s is %s; delete it to have it written again"
               .formatted(file, found, pretrained, pretrained.sha256));
     }
-    return SafetensorsImporter.read(file, new Builder(settings));
+    return SafetensorsImporter.read(file, settings);
+  }
+
+  private void requireAsTrained(Pretrained pretrained) {
+    Builder stored = new Builder().size(pretrained.size);
+    List<String> problems = new ArrayList<>();
+    if (settings.sized) {
+      compare("width", settings.width, stored.width, problems);
+      compare("blocks", settings.blocks, stored.blocks, problems);
+      compare("heads", settings.heads, stored.heads, problems);
+      compare("hiddenSize", settings.hiddenSize, stored.hiddenSize, problems);
+    }
+    compare("windowSize", settings.windowSize, stored.windowSize, problems);
+    compare("gated", settings.gated, stored.gated, problems);
+    compare("nsaEvery", settings.nsaEvery, stored.nsaEvery, problems);
+    if (!problems.isEmpty()) {
+      throw new UnsupportedOperationException(
+          "GatedFwaLM: %s was trained otherwise: %s; leave such options out, or use init()"
+              .formatted(pretrained, String.join("; ", problems)));
+    }
+  }
+
+  private static void compare(String name, Object given, Object stored, List<String> problems) {
+    if (!given.equals(stored)) {
+      problems.add("%s = %s, but %s in the stored weights".formatted(name, given, stored));
+    }
   }
 
   private static void copyWeights(Pretrained pretrained, OutputStream to) throws IOException {
@@ -340,6 +382,7 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
     private int blocks;
     private int heads;
     private int hiddenSize;
+    private boolean sized; // whether a size was asked for
     private int windowSize = 256;
     private boolean gated = true;
     private int nsaEvery;
@@ -349,13 +392,16 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
 
     private Builder() {
       size(Size.TINY);
+      sized = false;
     }
 
-    private Builder(Builder other) {
+    /** A copy. */
+    Builder(Builder other) {
       width = other.width;
       blocks = other.blocks;
       heads = other.heads;
       hiddenSize = other.hiddenSize;
+      sized = other.sized;
       windowSize = other.windowSize;
       gated = other.gated;
       nsaEvery = other.nsaEvery;
@@ -364,7 +410,10 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
       updater = other.updater;
     }
 
-    /** Width, blocks, heads and hidden size at once. Default: {@link Size#TINY}. */
+    /**
+     * Width, blocks, heads and hidden size at once. Default: {@link Size#TINY}. {@link
+     * GatedFwaLM#initPretrained(Pretrained)} brings its own size, and refuses another one.
+     */
     public Builder size(Size size) {
       return width(size.width).blocks(size.blocks).heads(size.heads).hiddenSize(size.hiddenSize);
     }
@@ -372,34 +421,44 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
     /** Features of a byte inside the model. */
     public Builder width(int width) {
       this.width = width;
+      sized = true;
       return this;
     }
 
     /** Number of decoder blocks. */
     public Builder blocks(int blocks) {
       this.blocks = blocks;
+      sized = true;
       return this;
     }
 
     /** Number of attention heads, a divisor of the width. */
     public Builder heads(int heads) {
       this.heads = heads;
+      sized = true;
       return this;
     }
 
     /** Hidden size of the SwiGLU layers. */
     public Builder hiddenSize(int hiddenSize) {
       this.hiddenSize = hiddenSize;
+      sized = true;
       return this;
     }
 
-    /** Number of bytes that a byte attends to in each block, itself included. Default: 256. */
+    /**
+     * Number of bytes that a byte attends to in each block, itself included. Default: 256, as in
+     * all pretrained models, which refuse another one.
+     */
     public Builder windowSize(int windowSize) {
       this.windowSize = windowSize;
       return this;
     }
 
-    /** Whether memory decays by a learned gate; if not, plain windows. Default: true. */
+    /**
+     * Whether memory decays by a learned gate; if not, plain windows. Default: true, as in all
+     * pretrained models, which refuse false.
+     */
     public Builder gated(boolean gated) {
       this.gated = gated;
       return this;
@@ -407,7 +466,8 @@ public final class GatedFwaLM extends ZooModel<GatedFwaLM> {
 
     /**
      * Native sparse attention, with GatedFWA as its window, in every n-th block: blocks n - 1, 2n -
-     * 1, ... Such a block sees all bytes before, and its cache grows with them. Default: 0, none.
+     * 1, ... Such a block sees all bytes before, and its cache grows with them. Default: 0, none,
+     * as in all pretrained models, which refuse another value.
      */
     public Builder nsaEvery(int nsaEvery) {
       this.nsaEvery = nsaEvery;

@@ -28,9 +28,11 @@ import org.nd4j.shade.jackson.databind.ObjectMapper;
 record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) {
   private static final int LENGTH_BYTES = 8;
   private static final long LONGEST_HEADER = 1 << 24;
+  private static final int MOST_SIDES = 32; // ND4J has no arrays of more
 
   /**
-   * Reads a file. Nothing in it is trusted: every length and place is checked before it is used.
+   * Reads a file. Nothing in it is trusted: every length and place is checked before it is used,
+   * and tensors must not share bytes: a small file cannot ask for much memory.
    *
    * @throws IOException if the file cannot be read or is not a safetensors file of F16 and F32
    */
@@ -65,10 +67,16 @@ record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) 
     ByteBuffer data =
         bytes.slice(LENGTH_BYTES + json.length, bytes.limit() - LENGTH_BYTES - json.length);
     Map<String, INDArray> tensors = new LinkedHashMap<>();
+    long used = 0;
     for (var fields = header.fields(); fields.hasNext(); ) {
       Map.Entry<String, JsonNode> entry = fields.next();
       if (!entry.getKey().equals("__metadata__")) {
         tensors.put(entry.getKey(), tensor(file, entry.getKey(), entry.getValue(), data));
+        JsonNode place = entry.getValue().path("data_offsets");
+        used += place.path(1).asLong() - place.path(0).asLong();
+        if (used > data.limit()) {
+          throw broken(file, "tensor \"" + entry.getKey() + "\" shares bytes with others", null);
+        }
       }
     }
     return new Safetensors(metadata, tensors);
@@ -85,19 +93,28 @@ record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) 
               throw broken(
                   file, "tensor \"" + name + "\" is " + type + "; F16 and F32 can be read", null);
         };
+    JsonNode sides = entry.path("shape");
+    long count = 1;
+    boolean fits = sides.isArray() && sides.size() <= MOST_SIDES;
+    for (JsonNode side : sides) {
+      fits &= side.isIntegralNumber() && side.canConvertToLong() && side.asLong() > 0;
+      // Divided, not multiplied: a product might overflow.
+      fits = fits && side.asLong() <= data.limit() / size / count;
+      count *= fits ? side.asLong() : 1;
+    }
+    if (!fits) {
+      throw broken(
+          file,
+          "tensor \"%s\" has shape %s; expected at most %d sides, each at least 1, for no more than the %d bytes of data"
+              .formatted(name, sides, MOST_SIDES, data.limit()),
+          null);
+    }
     long[] shape =
-        StreamSupport.stream(entry.path("shape").spliterator(), false)
-            .mapToLong(JsonNode::asLong)
-            .toArray();
+        StreamSupport.stream(sides.spliterator(), false).mapToLong(JsonNode::asLong).toArray();
     JsonNode place = entry.path("data_offsets");
     long from = place.path(0).asLong(-1);
     long to = place.path(1).asLong(-1);
-    long count = 1;
-    for (long side : shape) {
-      // A side is never larger than the file, so the product cannot overflow unnoticed.
-      count = side < 0 || side > data.limit() || count > data.limit() ? -1 : count * side;
-    }
-    if (from < 0 || to > data.limit() || count < 0 || to - from != count * size) {
+    if (from < 0 || to > data.limit() || to - from != count * size) {
       throw broken(
           file,
           "tensor \"%s\" of %s %s lies at bytes %d to %d of %d"

@@ -21,11 +21,18 @@ import org.nd4j.linalg.api.ndarray.INDArray;
  * <p>A parameter has the same name and shape on both sides: {@code Wq} of the vertex {@code
  * block0-attention} is the tensor {@code blocks.0.attention.Wq}. Tensors that are missing, too many
  * or of another shape are refused, all of them named. The file's metadata says how large the model
- * is.
+ * is. Windowed models only: what {@code train.py --variant full} writes, with a window of 0, is
+ * refused.
  */
 public final class SafetensorsImporter {
   /** Value of the metadata entry "format" in files that can be read. */
   static final String FORMAT = "gatedfwa-lm/1";
+
+  /**
+   * A model that is more times larger than its file is refused at once; others are made first, and
+   * the tensors that do not fit named.
+   */
+  private static final double MOST_TIMES_LARGER = 8;
 
   private SafetensorsImporter() {}
 
@@ -48,13 +55,13 @@ public final class SafetensorsImporter {
    * Reads a model.
    *
    * @param file safetensors file of types F16 or F32
-   * @param settings what the file does not say: updater, seed, context; its sizes are replaced by
-   *     the file's
+   * @param settings what the file does not say: updater, seed, context; the rest is the file's. It
+   *     stays as it is
    * @throws IOException if the file cannot be read or does not hold such a model; it stays as it is
    */
   public static ComputationGraph read(Path file, GatedFwaLM.Builder settings) throws IOException {
     Safetensors content = Safetensors.read(file);
-    ComputationGraph network = configure(file, content.metadata(), settings).init();
+    ComputationGraph network = configure(file, content, settings).init();
     Map<String, INDArray> parameters = parameters(network);
     List<String> problems = new ArrayList<>();
     Set<String> missing = new TreeSet<>(parameters.keySet());
@@ -85,25 +92,51 @@ public final class SafetensorsImporter {
     return network;
   }
 
-  private static GatedFwaLM configure(
-      Path file, Map<String, String> metadata, GatedFwaLM.Builder settings) throws IOException {
+  private static GatedFwaLM configure(Path file, Safetensors content, GatedFwaLM.Builder settings)
+      throws IOException {
+    Map<String, String> metadata = content.metadata();
     if (!FORMAT.equals(metadata.get("format"))) {
       throw new IOException(
           "%s is not a language model of the zoo: its format is \"%s\", not \"%s\""
               .formatted(file, metadata.get("format"), FORMAT));
     }
     try {
-      return settings
-          .width(number(metadata, "width"))
-          .blocks(number(metadata, "blocks"))
+      int width = number(metadata, "width");
+      int blocks = number(metadata, "blocks");
+      int hidden = number(metadata, "hidden");
+      int window = number(metadata, "window");
+      requireSizeOfFile(content, width, blocks, hidden);
+      if (window == 0) {
+        throw new IllegalArgumentException(
+            "metadata \"window\" is 0, full attention; only windowed models can be read");
+      }
+      return new GatedFwaLM.Builder(settings)
+          .width(width)
+          .blocks(blocks)
           .heads(number(metadata, "heads"))
-          .hiddenSize(number(metadata, "hidden"))
-          .windowSize(number(metadata, "window"))
+          .hiddenSize(hidden)
+          .windowSize(window)
           .gated(number(metadata, "gated") == 1)
           .nsaEvery(number(metadata, "nsa_every"))
           .build();
     } catch (IllegalArgumentException e) {
       throw new IOException(file + ": " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Refuses a model that is far larger than the file: making it would take memory that the file's
+   * metadata, which may say anything, asks for.
+   */
+  private static void requireSizeOfFile(Safetensors content, int width, int blocks, int hidden) {
+    long numbers = content.tensors().values().stream().mapToLong(INDArray::length).sum();
+    // As double: the metadata may have any numbers, whose products a long would not hold.
+    double matrices =
+        2.0 * GatedFwaLM.BYTES * width + blocks * (4.0 * width * width + 3.0 * width * hidden);
+    if (blocks > content.tensors().size() || matrices > MOST_TIMES_LARGER * numbers) {
+      throw new IllegalArgumentException(
+          "metadata \"width\" is %d, \"blocks\" %d, \"hidden\" %d, which does not fit the file's %d tensors of %d numbers"
+              .formatted(width, blocks, hidden, content.tensors().size(), numbers));
     }
   }
 

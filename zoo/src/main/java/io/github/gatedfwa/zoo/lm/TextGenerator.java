@@ -7,12 +7,19 @@ import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Objects;
 import java.util.SplittableRandom;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.deeplearning4j.nn.api.Layer;
+import org.deeplearning4j.nn.api.layers.RecurrentLayer;
+import org.deeplearning4j.nn.conf.ComputationGraphConfiguration;
+import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.layers.EmbeddingSequenceLayer;
 import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
+import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
 import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.deeplearning4j.nn.layers.wrapper.BaseWrapperLayer;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.indexing.NDArrayIndex;
@@ -20,14 +27,17 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
 /**
  * Lets a language model over bytes continue texts, byte by byte through {@code rnnTimeStep}.
  *
- * <p>The network is one as {@link GatedFwaLM} makes: input [minibatch, 1, time], output [minibatch,
- * time, 256] probabilities. Memory and time per byte do not grow with the length: each layer keeps
- * its last {@code windowSize - 1} keys and values. A prompt is read in chunks, and of a long one
- * only the end that can still be seen: with {@link GatedFWALayer}s alone, their windows added up.
+ * <p>The network is one as {@link GatedFwaLM} makes: input [minibatch, 1, time] with bytes as
+ * values, output 256 probabilities in either RNN format. Layers may be frozen. A prompt is read in
+ * chunks. With {@link GatedFWALayer}s alone, memory and time per byte do not grow with the length:
+ * each keeps its last {@code windowSize - 1} keys and values, and of a long prompt only the end is
+ * read that can still be seen, which is their windows added up. With other recurrent layers all of
+ * it is read.
  *
  * <p>The next byte is drawn in this order: the repetition penalty changes the model's
  * probabilities; the temperature flattens or sharpens them; topK and then topP leave only the
- * likeliest; a random number decides. The same seed gives the same text.
+ * likeliest; a random number decides. The same seed gives the same text. Probabilities that are not
+ * numbers, as broken weights give them, are an IllegalStateException.
  *
  * <p>A prompt may be empty (a new file begins), may hold bytes that are not UTF-8, and may be of
  * any length. What a model writes need not be UTF-8 either: in text, broken characters become
@@ -49,6 +59,7 @@ public final class TextGenerator {
   private final List<byte[]> stops;
   private final long seed;
   private final long reach;
+  private final boolean timeLast;
 
   private TextGenerator(Builder builder) {
     network = builder.network;
@@ -78,12 +89,48 @@ public final class TextGenerator {
     check(
         network.getNumInputArrays() == 1
             && network.getNumOutputArrays() == 1
-            && network.getOutputLayer(0).conf().getLayer() instanceof FeedForwardLayer output
+            && conf(network.getOutputLayer(0)) instanceof RnnOutputLayer output
             && output.getNOut() == GatedFwaLM.BYTES,
         "network",
         network.getConfiguration().getNetworkOutputs(),
-        "must have one input and one output of 256 probabilities");
+        "must have one input and one output, an RnnOutputLayer of 256 probabilities");
+    check(
+        readsBytes(network),
+        "network",
+        network.getConfiguration().getNetworkInputs(),
+        "must read [minibatch, 1, time] with bytes as values, by an EmbeddingSequenceLayer of 256");
     reach = reach(network);
+    timeLast =
+        ((RnnOutputLayer) conf(network.getOutputLayer(0))).getRnnDataFormat() != RNNFormat.NWC;
+  }
+
+  /** Whether no layer that the input goes to wants more than one number for each byte. */
+  private static boolean readsBytes(ComputationGraph network) {
+    ComputationGraphConfiguration configuration = network.getConfiguration();
+    String input = configuration.getNetworkInputs().get(0);
+    return configuration.getVertexInputs().entrySet().stream()
+        .filter(vertex -> vertex.getValue().contains(input))
+        .map(vertex -> network.getLayer(vertex.getKey()))
+        .filter(Objects::nonNull) // a vertex without a layer
+        .map(TextGenerator::conf)
+        .allMatch(
+            layer ->
+                !(layer instanceof FeedForwardLayer reader)
+                    || reader.getNIn()
+                        == (layer instanceof EmbeddingSequenceLayer ? GatedFwaLM.BYTES : 1));
+  }
+
+  /** The layer inside of wrappers, such as that of a frozen layer. */
+  private static Layer unwrapped(Layer layer) {
+    Layer inner = layer;
+    while (inner instanceof BaseWrapperLayer wrapper) {
+      inner = wrapper.getUnderlying();
+    }
+    return inner;
+  }
+
+  private static org.deeplearning4j.nn.conf.layers.Layer conf(Layer layer) {
+    return unwrapped(layer).conf().getLayer();
   }
 
   private static void check(boolean condition, String name, Object value, String allowed) {
@@ -96,10 +143,10 @@ public final class TextGenerator {
   static long reach(ComputationGraph network) {
     long reach = 1;
     for (Layer layer : network.getLayers()) {
-      if (layer.conf().getLayer() instanceof GatedFWALayer attention) {
+      if (conf(layer) instanceof GatedFWALayer attention) {
         boolean shifts = attention.isKeyShift() || attention.isValueShift();
         reach += attention.getWindowSize() - (shifts ? 0 : 1);
-      } else if (layer instanceof org.deeplearning4j.nn.api.layers.RecurrentLayer) {
+      } else if (unwrapped(layer) instanceof RecurrentLayer) {
         return Long.MAX_VALUE;
       }
     }
@@ -140,7 +187,11 @@ public final class TextGenerator {
       return text;
     }
 
-    /** What it wrote, exactly; a copy. */
+    /**
+     * What it wrote, exactly; a copy. If the listener ended it, this is what the listener has got:
+     * bytes that were held back, for a character or a stop string that was not complete, are left
+     * out.
+     */
     public byte[] bytes() {
       return bytes.clone();
     }
@@ -205,7 +256,7 @@ public final class TextGenerator {
     for (int i = 0; i < prompts.size(); i++) {
       streams.add(new Stream(i, prompts.get(i), listener));
     }
-    network.rnnClearPreviousState();
+    clearState();
     try {
       int common = streams.stream().mapToInt(stream -> stream.prompt.length).min().getAsInt();
       double[][] probabilities = null;
@@ -224,7 +275,17 @@ public final class TextGenerator {
         probabilities = step(streams, at, at + 1);
       }
     } finally {
-      network.rnnClearPreviousState();
+      clearState();
+    }
+  }
+
+  /** The network's own method leaves out layers in wrappers, though they take part in its steps. */
+  private void clearState() {
+    network.rnnClearPreviousState();
+    for (Layer layer : network.getLayers()) {
+      if (layer instanceof BaseWrapperLayer && unwrapped(layer) instanceof RecurrentLayer inner) {
+        inner.rnnClearPreviousState();
+      }
     }
   }
 
@@ -242,7 +303,8 @@ public final class TextGenerator {
             .reshape(streams.size(), 1, time)
             .castTo(network.getConfiguration().getDataType());
     INDArray output = network.rnnTimeStep(input)[0];
-    return output
+    INDArray byTime = timeLast ? output.permute(0, 2, 1) : output; // [minibatch, time, 256]
+    return byTime
         .get(NDArrayIndex.all(), NDArrayIndex.point(time - 1), NDArrayIndex.all())
         .dup('c')
         .reshape(streams.size(), GatedFwaLM.BYTES)
@@ -250,16 +312,24 @@ public final class TextGenerator {
   }
 
   private int draw(double[] probabilities, Stream stream) {
-    double[] p = probabilities.clone();
+    double total = Arrays.stream(probabilities).sum();
+    if (!(total > 0 && Double.isFinite(total))) {
+      throw new IllegalStateException(
+          "TextGenerator: after %d bytes of text %d the network's probabilities have the sum %s: its weights are broken or too large for its data type (%s)"
+              .formatted(
+                  stream.length, stream.index, total, network.getConfiguration().getDataType()));
+    }
+    // Logarithms: powers of small probabilities would become 0.
+    double[] log = Arrays.stream(probabilities).map(Math::log).toArray();
     if (repetitionPenalty > 1) {
-      stream.recent().forEach(seen -> p[seen] = Math.pow(p[seen], repetitionPenalty));
+      stream.recent().forEach(seen -> log[seen] *= repetitionPenalty);
     }
     int[] likeliest =
-        IntStream.range(0, p.length)
+        IntStream.range(0, log.length)
             .boxed()
-            .sorted((a, b) -> Double.compare(p[b], p[a]))
+            .sorted((a, b) -> Double.compare(log[b], log[a]))
             .mapToInt(Integer::intValue)
-            .limit(topK == 0 ? p.length : topK)
+            .limit(topK == 0 ? log.length : topK)
             .toArray();
     if (temperature == 0) {
       return likeliest[0];
@@ -267,7 +337,7 @@ public final class TextGenerator {
     double[] weights = new double[likeliest.length];
     for (int i = 0; i < weights.length; i++) {
       // Relative to the likeliest: a small temperature must not underflow all weights to 0.
-      weights[i] = Math.pow(p[likeliest[i]] / p[likeliest[0]], 1 / temperature);
+      weights[i] = Math.exp((log[likeliest[i]] - log[likeliest[0]]) / temperature);
     }
     int kept = 0;
     double sum = 0;
@@ -326,10 +396,15 @@ public final class TextGenerator {
       return at - prompt.length < length ? Byte.toUnsignedInt(written[at - prompt.length]) : 0;
     }
 
-    /** The last bytes, read or written, for the repetition penalty. */
+    /**
+     * The last bytes, read or written, for the repetition penalty; the end of a text is no byte.
+     */
     private IntStream recent() {
       int end = prompt.length + length;
-      return IntStream.range(Math.max(0, end - repetitionWindow), end).map(this::token).distinct();
+      return IntStream.range(Math.max(0, end - repetitionWindow), end)
+          .map(this::token)
+          .filter(token -> token != TextWindowSequenceRecordReader.START)
+          .distinct();
     }
 
     private void accept(int next) {
@@ -352,6 +427,7 @@ public final class TextGenerator {
         end(Reason.LENGTH);
       } else if (!tell(length - heldBack(), false)) {
         reason = Reason.LISTENER;
+        length = told - decoder.pending();
       }
     }
 
@@ -427,7 +503,8 @@ public final class TextGenerator {
 
     /**
      * Exponent of the probability of a byte that is among the last {@link #repetitionWindow} ones.
-     * Default: 1, none; above, repetition becomes less likely.
+     * Default: 1, none; above, repetition becomes less likely. The end of the text is no byte and
+     * has no penalty.
      */
     public Builder repetitionPenalty(double repetitionPenalty) {
       this.repetitionPenalty = repetitionPenalty;
@@ -461,8 +538,8 @@ public final class TextGenerator {
     /**
      * The generator.
      *
-     * @throws IllegalArgumentException if a setting is not allowed, or if the network's output is
-     *     not of 256 probabilities
+     * @throws IllegalArgumentException if a setting is not allowed, or if the network does not read
+     *     single bytes or its output is not an RnnOutputLayer of 256 probabilities
      */
     public TextGenerator build() {
       return new TextGenerator(this);

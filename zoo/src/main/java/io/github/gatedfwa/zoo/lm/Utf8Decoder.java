@@ -20,6 +20,11 @@ final class Utf8Decoder {
   /** Bytes of a character that is not complete. */
   private ByteBuffer rest = ByteBuffer.allocate(0);
 
+  /** Number of bytes that wait for the rest of their character. */
+  int pending() {
+    return rest.remaining();
+  }
+
   /**
    * Decodes the bytes at [from, to).
    *

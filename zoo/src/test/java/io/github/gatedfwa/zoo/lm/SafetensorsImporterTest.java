@@ -10,6 +10,8 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.util.ModelSerializer;
 import org.junit.jupiter.api.Test;
@@ -58,6 +60,16 @@ class SafetensorsImporterTest {
         "\"width\":\"32\" | \"width\":\"64\" | blocks.0.attention.Wq has shape [32, 32] instead of",
         "\"blocks\":\"2\" | \"blocks\":\"1\" | blocks.1.attention.Wq is no parameter",
         "\"blocks\":\"2\" | \"blocks\":\"x\" | metadata \"blocks\" is \"x\", not a number",
+        "\"blocks\":\"2\" | \"blocks\":\"2000000000\" | \"blocks\" 2000000000, \"hidden\" 48, which does not fit",
+        "\"blocks\":\"2\" | \"blocks\":\"-2\" | GatedFwaLM: blocks = -2: must be at least 1",
+        "\"width\":\"32\" | \"width\":\"2000000000\" | metadata \"width\" is 2000000000, \"blocks\" 2,",
+        "\"hidden\":\"48\" | \"hidden\":\"2000000000\" | \"hidden\" 2000000000, which does not fit",
+        "\"window\":\"48\" | \"window\":\"0\" | metadata \"window\" is 0, full attention; only windowed",
+        "[32,48] | [0,48] | has shape [0,48]; expected at most 32 sides, each at least 1",
+        "[32,48] | [-1,0] | has shape [-1,0]; expected",
+        "[32,48] | [4611686018427387904,4] | has shape [4611686018427387904,4]; expected",
+        "[32,48] | [32,48.0] | has shape [32,48.0]; expected",
+        "[32,48] | \"32\" | has shape \"32\"; expected",
         "gatedfwa-lm/1 | gatedfwa-lm/2 | its format is \"gatedfwa-lm/2\"",
         "\"F16\" | \"I16\" | is I16; F16 and F32 can be read",
         "\"data_offsets\":[0, | \"data_offsets\":[1, | lies at bytes 1 to",
@@ -76,6 +88,29 @@ class SafetensorsImporterTest {
         .hasMessageContaining(changed.toString())
         .hasMessageContaining(message);
     assertThat(changed).hasBinaryContent(before);
+  }
+
+  @Test
+  void tensorsThatShareBytesAreRefused() throws IOException {
+    String header =
+        IntStream.range(0, 3)
+            .mapToObj(
+                i -> "\"%d\":{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]}".formatted(i))
+            .collect(Collectors.joining(",", "{", "}"));
+    Path shared = file(header, new byte[16]);
+    assertThatThrownBy(() -> Safetensors.read(shared))
+        .isInstanceOf(IOException.class)
+        .hasMessageContaining("tensor \"2\" shares bytes with others");
+  }
+
+  @Test
+  void theSettingsStayAsTheyAre() throws IOException {
+    GatedFwaLM.Builder settings = GatedFwaLM.builder().context(77);
+    String before = settings.build().conf().toJson();
+    ComputationGraph read = SafetensorsImporter.read(MODEL, settings);
+    assertThat(settings.build().conf().toJson()).isEqualTo(before);
+    assertThat(read.getLayer("output").conf().getLayer().getGradientNormalizationThreshold())
+        .isEqualTo(77);
   }
 
   @Test

@@ -5,6 +5,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
 import io.github.gatedfwa.zoo.lm.TextGenerator.Reason;
 import java.io.IOException;
@@ -17,14 +18,20 @@ import java.util.function.UnaryOperator;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.EmbeddingSequenceLayer;
 import org.deeplearning4j.nn.conf.layers.LSTM;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
 import org.deeplearning4j.nn.graph.ComputationGraph;
+import org.deeplearning4j.nn.transferlearning.FineTuneConfiguration;
+import org.deeplearning4j.nn.transferlearning.TransferLearning;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.nd4j.linalg.activations.Activation;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.learning.config.Sgd;
 
 class TextGeneratorTest {
   private static final String PROMPT = "public class ";
@@ -119,6 +126,164 @@ class TextGeneratorTest {
     long free = distinct(likeliest.build().generate(PROMPT));
     long penal = distinct(likeliest.repetitionPenalty(5).build().generate(PROMPT));
     assertThat(penal).isGreaterThan(free);
+  }
+
+  /** The penalty forbids what is in its window: the likeliest of the other bytes comes. */
+  @ParameterizedTest
+  @CsvSource({"1, ababab", "2, abcabc", "3, abcdab"})
+  void theRepetitionPenaltyLooksBackAsFarAsItsWindow(int window, String expected) {
+    assertThat(constant("abcdef", 6).repetitionPenalty(100).repetitionWindow(window).build())
+        .extracting(generator -> generator.generate("").text())
+        .isEqualTo(expected);
+  }
+
+  @Test
+  void theEndOfATextHasNoRepetitionPenalty() {
+    Completion completion = constant("\0abc", 6).repetitionPenalty(100).build().generate("");
+    assertThat(completion.reason()).isEqualTo(Reason.END);
+    assertThat(completion.bytes()).isEmpty();
+  }
+
+  /**
+   * Its probabilities are the same after any text: those bytes are the likeliest, in this order.
+   */
+  private static TextGenerator.Builder constant(String likeliest, int maxBytes) {
+    ComputationGraph constant = network.clone();
+    constant.getLayer("output").getParam("W").assign(0);
+    INDArray bias = constant.getLayer("output").getParam("b").assign(-20);
+    for (int i = 0; i < likeliest.length(); i++) {
+      bias.putScalar(likeliest.charAt(i), -i);
+    }
+    return TextGenerator.builder(constant).maxBytes(maxBytes).temperature(0);
+  }
+
+  @Test
+  void aListenerThatEndsTheTextHasGotAllOfIt() {
+    // At the second a, "abc" is no start of the stop string any more, but that a may be.
+    TextGenerator.Builder letters =
+        constant("abc", 100).repetitionPenalty(100).repetitionWindow(2).stop("abcz");
+    Completion held = letters.build().generate("", piece -> false);
+    assertThat(held.reason()).isEqualTo(Reason.LISTENER);
+    assertThat(held.text()).isEqualTo("abc");
+    assertThat(held.bytes()).isEqualTo("abc".getBytes(UTF_8));
+    // The second byte shows that the first is broken; it may itself begin a character.
+    Completion broken = constant("\u00c3", 100).build().generate("", piece -> false);
+    assertThat(broken.text()).isEqualTo("\ufffd");
+    assertThat(broken.bytes()).isEqualTo(new byte[] {(byte) 0xc3});
+  }
+
+  @Test
+  void probabilitiesThatAreNotNumbersAreAnError() {
+    ComputationGraph broken = network.clone();
+    broken.getLayer("output").getParam("b").putScalar(5, Float.NaN);
+    assertThatThrownBy(() -> TextGenerator.builder(broken).build().generate(PROMPT))
+        .isInstanceOf(IllegalStateException.class)
+        .hasMessageContaining("TextGenerator: after 0 bytes of text 0")
+        .hasMessageContaining("NaN");
+  }
+
+  @Test
+  void eitherRnnFormatWillDo() {
+    ComputationGraph ncw = recurrent(RNNFormat.NCW);
+    ComputationGraph nwc = recurrent(RNNFormat.NWC);
+    nwc.setParams(ncw.params().muli(3));
+    List<byte[]> prompts = List.of(new byte[0], random(256), random(1500));
+    List<Completion> some = likeliest(ncw, 10).generateFromBytes(prompts, (prompt, piece) -> true);
+    List<Completion> others =
+        likeliest(nwc, 10).generateFromBytes(prompts, (prompt, piece) -> true);
+    for (int i = 0; i < prompts.size(); i++) {
+      assertThat(some.get(i).bytes()).isEqualTo(others.get(i).bytes());
+    }
+  }
+
+  private static ComputationGraph recurrent(RNNFormat format) {
+    ComputationGraph recurrent =
+        new ComputationGraph(
+            new NeuralNetConfiguration.Builder()
+                .seed(1)
+                .graphBuilder()
+                .addInputs("in")
+                .setInputTypes(InputType.recurrent(GatedFwaLM.BYTES))
+                .addLayer(
+                    "embedding",
+                    new EmbeddingSequenceLayer.Builder()
+                        .nIn(GatedFwaLM.BYTES)
+                        .nOut(16)
+                        .outputDataFormat(format)
+                        .build(),
+                    "in")
+                .addLayer(
+                    "attention",
+                    GatedFWALayer.builder().nOut(16).nHeads(2).windowSize(8).build(),
+                    "embedding")
+                .addLayer(
+                    "lstm", new LSTM.Builder().nOut(16).dataFormat(format).build(), "attention")
+                .addLayer(
+                    "out",
+                    new RnnOutputLayer.Builder()
+                        .nOut(GatedFwaLM.BYTES)
+                        .activation(Activation.SOFTMAX)
+                        .build(),
+                    "lstm")
+                .setOutputs("out")
+                .build());
+    recurrent.init();
+    return recurrent;
+  }
+
+  @Test
+  void aNetworkThatDoesNotReadBytesIsRefused() {
+    ComputationGraph features =
+        new ComputationGraph(
+            new NeuralNetConfiguration.Builder()
+                .graphBuilder()
+                .addInputs("in")
+                .setInputTypes(InputType.recurrent(GatedFwaLM.BYTES))
+                .addLayer("attention", GatedFWALayer.builder().nOut(16).nHeads(2).build(), "in")
+                .addLayer(
+                    "out",
+                    new RnnOutputLayer.Builder()
+                        .nOut(GatedFwaLM.BYTES)
+                        .activation(Activation.SOFTMAX)
+                        .build(),
+                    "attention")
+                .setOutputs("out")
+                .build());
+    features.init();
+    assertThatThrownBy(() -> TextGenerator.builder(features).build())
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("network = [in]: must read [minibatch, 1, time] with bytes");
+  }
+
+  @Test
+  void frozenLayersWriteWhatTheyWroteBefore() throws IOException {
+    assertThat(TextGenerator.reach(frozen(network))).isEqualTo(TextGenerator.reach(network));
+    assertThat(TextGenerator.reach(frozen(sparse()))).isEqualTo(Long.MAX_VALUE);
+    String start = "a text whose start windows do not reach: ".repeat(5);
+    for (ComputationGraph free : List.of(network, sparse())) {
+      List<byte[]> expected = new ArrayList<>();
+      TextGenerator.builder(free)
+          .maxBytes(20)
+          .build()
+          .generate(List.of(start, PROMPT))
+          .forEach(completion -> expected.add(completion.bytes()));
+      ComputationGraph frozen = frozen(free);
+      TextGenerator generator = TextGenerator.builder(frozen).maxBytes(20).build();
+      // Twice, and another minibatch: nothing may be left of the text before.
+      for (int i = 0; i < 2; i++) {
+        assertThat(generator.generate(start).bytes()).isEqualTo(expected.get(0));
+        assertThat(generator.generate(List.of(start, PROMPT)).get(1).bytes())
+            .isEqualTo(expected.get(1));
+      }
+      assertThat(frozen.rnnGetPreviousStates().values()).allMatch(state -> state.isEmpty());
+    }
+  }
+
+  private static ComputationGraph frozen(ComputationGraph network) {
+    return new TransferLearning.GraphBuilder(network)
+        .fineTuneConfiguration(new FineTuneConfiguration.Builder().updater(new Sgd(0.1)).build())
+        .setFeatureExtractor("block1-ffn-residual")
+        .build();
   }
 
   private static long distinct(Completion completion) {
@@ -271,7 +436,7 @@ class TextGeneratorTest {
     lstm.init();
     assertThatThrownBy(() -> TextGenerator.builder(lstm).build())
         .isInstanceOf(IllegalArgumentException.class)
-        .hasMessageContaining("must have one input and one output of 256 probabilities");
+        .hasMessageContaining("one output, an RnnOutputLayer of 256 probabilities");
   }
 
   @Test

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.layers;
 
+import java.util.Arrays;
 import java.util.Random;
 import org.deeplearning4j.nn.api.Model;
 import org.deeplearning4j.nn.api.NeuralNetwork;
@@ -158,10 +159,7 @@ final class Nets {
 
   /** Largest absolute value; NaN if there is one. */
   static double largest(INDArray x) {
-    double largest = 0;
-    for (double value : x.castTo(DataType.DOUBLE).dup('c').data().asDouble()) {
-      largest = Math.max(largest, Math.abs(value)); // NaN stays
-    }
-    return largest;
+    double[] values = x.castTo(DataType.DOUBLE).dup('c').data().asDouble();
+    return Arrays.stream(values).map(Math::abs).max().orElse(0);
   }
 }

@@ -5,6 +5,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.github.gatedfwa.nativeops.Bits;
 import io.github.gatedfwa.nativeops.JavaProcess;
 import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
@@ -116,6 +118,32 @@ class ParallelTest {
           });
     }
     assertThat(together(tasks)).allSatisfy(worst -> assertThat(worst).isLessThan(1e-6));
+    inference.shutdown();
+  }
+
+  private static ParallelInference server(Model network) {
+    // layers.md: parallel
+    ParallelInference inference =
+        new ParallelInference.Builder(network)
+            .inferenceMode(InferenceMode.BATCHED)
+            .workers(2)
+            .batchLimit(8)
+            .build(); // output(x) may be called from any thread
+    // layers.md: end
+    return inference;
+  }
+
+  @Test
+  void thePageShowsThisCode() throws IOException {
+    String code =
+        Files.readString(
+            Path.of("src/test/java", ParallelTest.class.getName().replace('.', '/') + ".java"));
+    int start = code.indexOf("\n", code.indexOf("// layers.md: parallel")) + 1;
+    String shown = code.substring(start, code.lastIndexOf("\n", code.indexOf("// layers.md: end")));
+    assertThat(Path.of("..", "docs", "layers.md")).content().contains(shown.stripIndent());
+    ParallelInference inference = server(net(Nets.Kind.GRAPH, RNNFormat.NCW));
+    assertThat(inference.output(Nets.random(DataType.FLOAT, 1, 3, N_IN, TIME)).shape())
+        .containsExactly(3, 2, TIME);
     inference.shutdown();
   }
 

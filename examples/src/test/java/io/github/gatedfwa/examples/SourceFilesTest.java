@@ -30,6 +30,18 @@ class SourceFilesTest {
   }
 
   @Test
+  void aLinkToAFolderIsThatFolder() throws IOException {
+    Path sources = folder.resolve("sources");
+    TestSources.write(sources, 400);
+    Path link = Files.createSymbolicLink(folder.resolve("link"), sources);
+    SourceFiles files = SourceFiles.under(link);
+    assertThat(files.training()).allSatisfy(file -> assertThat(file).startsWith(link));
+    assertThat(files.heldOut().stream().map(link::relativize))
+        .containsExactlyElementsOf(
+            SourceFiles.under(sources).heldOut().stream().map(sources::relativize).toList());
+  }
+
+  @Test
   void aFolderWithoutEnoughFilesIsNamed() throws IOException {
     Path missing = folder.resolve("missing");
     assertThatThrownBy(() -> SourceFiles.under(missing))

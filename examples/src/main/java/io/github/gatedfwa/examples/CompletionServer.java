@@ -295,6 +295,7 @@ final class CompletionServer implements AutoCloseable {
       exchange.sendResponseHeaders(200, 0);
       new Answer(exchange.getResponseBody(), prompt.textValue()).write(generator);
     } finally {
+      exchange.close(); // sends the end, which close() waits for
       free.release();
     }
   }

@@ -158,14 +158,14 @@ class OwnTextTest {
     try (OwnText own = read("*");
         OwnText linked = OwnText.read(link, "*", LEAST, MOST, folder.resolve("model.zip"))) {
       assertThat(own.description()).isEqualTo(before).isEqualTo(linked.description());
-      assertThat(training(own)).contains("b").doesNotContain("written");
+      assertThat(training(own) + heldOut(own)).contains("b").doesNotContain("written");
     } finally {
       Files.delete(link);
     }
     // One of the same name in another folder is text.
     write("sub/model.zip.csv", "c".repeat(10));
     try (OwnText own = read("*")) {
-      assertThat(training(own)).contains("c".repeat(10));
+      assertThat(training(own) + heldOut(own)).contains("c".repeat(10));
     }
   }
 

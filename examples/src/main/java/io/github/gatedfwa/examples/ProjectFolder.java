@@ -9,10 +9,10 @@ final class ProjectFolder {
 
   private ProjectFolder() {}
 
-  /** A file of the project, as seen from the current folder. */
+  /** A file of the project; a short path where that is the current folder. */
   static Path file(String first, String... more) {
-    Path here = Path.of("").toAbsolutePath();
-    Path project = Path.of(System.getProperty(PROPERTY, here.toString()));
-    return here.relativize(project).resolve(Path.of(first, more));
+    Path file = Path.of(first, more);
+    Path project = Path.of(System.getProperty(PROPERTY, ""));
+    return project.equals(Path.of("").toAbsolutePath()) ? file : project.resolve(file);
   }
 }

@@ -20,6 +20,7 @@ class ProjectFolderTest {
     System.setProperty(ProjectFolder.PROPERTY, here.toString());
     assertThat(ProjectFolder.file("build", "a.zip")).isEqualTo(Path.of("build", "a.zip"));
     System.setProperty(ProjectFolder.PROPERTY, here.getParent().toString());
-    assertThat(ProjectFolder.file("build", "a.zip")).isEqualTo(here.resolveSibling("build").resolve("a.zip"));
+    assertThat(ProjectFolder.file("build", "a.zip"))
+        .isEqualTo(here.resolveSibling("build").resolve("a.zip"));
   }
 }

@@ -5,7 +5,6 @@ import io.github.gatedfwa.layers.GatedFWALayer;
 import io.github.gatedfwa.layers.NativeSparseAttentionLayer;
 import java.io.IOException;
 import java.io.PrintWriter;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -53,7 +52,8 @@ public final class AssociativeRecall implements Callable<Integer> {
   int keys = 32;
 
   @Mixin
-  Recall.Options options = new Recall.Options(16, 16, Path.of("build", "associative-recall.png"));
+  Recall.Options options =
+      new Recall.Options(16, 16, ProjectFolder.file("build", "associative-recall.png"));
 
   @Spec CommandSpec spec;
 

@@ -4,6 +4,11 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 
 import java.io.IOException;
 import java.io.PrintWriter;
+import java.io.UncheckedIOException;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileSystemException;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.NotDirectoryException;
 import java.util.concurrent.Callable;
 import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import picocli.CommandLine;
@@ -16,9 +21,39 @@ final class CommandLines {
    * @throws IllegalArgumentException if an option is not at least 1
    */
   static void requirePositive(String option, int value) {
-    if (value < 1) {
-      throw new IllegalArgumentException(option + " must be at least 1, got " + value);
+    requireAtLeast(1, option, value);
+  }
+
+  /**
+   * @throws IllegalArgumentException if an option is less than it may be
+   */
+  static void requireAtLeast(int least, String option, int value) {
+    if (value < least) {
+      throw new IllegalArgumentException(option + " must be at least " + least + ", got " + value);
     }
+  }
+
+  /** What went wrong, in one line: the messages of many exceptions are a path or nothing. */
+  static String message(Throwable exception) {
+    if (exception instanceof UncheckedIOException unchecked) {
+      return message(unchecked.getCause());
+    }
+    String message = exception.getMessage();
+    if (message == null) {
+      return exception.getClass().getSimpleName();
+    }
+    if (exception instanceof FileSystemException system && system.getReason() == null) {
+      String what = exception.getClass().getSimpleName();
+      if (exception instanceof NoSuchFileException) {
+        what = "no such file";
+      } else if (exception instanceof AccessDeniedException) {
+        what = "access denied";
+      } else if (exception instanceof NotDirectoryException) {
+        what = "no such folder";
+      }
+      return what + ": " + message;
+    }
+    return message;
   }
 
   /** Prints text at once; what would steer a terminal becomes U+FFFD. */
@@ -42,8 +77,9 @@ final class CommandLines {
             (exception, commandLine, parsed) -> {
               if (exception instanceof IllegalArgumentException
                   || exception instanceof DL4JInvalidConfigException
-                  || exception instanceof IOException) {
-                commandLine.getErr().println(exception.getMessage());
+                  || exception instanceof IOException
+                  || exception instanceof UncheckedIOException) {
+                commandLine.getErr().println(message(exception));
                 return commandLine.getCommandSpec().exitCodeOnExecutionException();
               }
               throw exception;

@@ -12,6 +12,7 @@ import java.util.Locale;
 import java.util.concurrent.Callable;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
@@ -27,7 +28,7 @@ import picocli.CommandLine.Spec;
     description = {
       "Completes Java code with a pretrained model.",
       "Without --prompt it reads the start of a file from the terminal, up to an empty line, as"
-          + " often as you like.",
+          + " often as you like; each time the seed is one higher.",
       "With --ui it serves a web page instead, which shows the gates too."
     })
 public final class CompleteCode implements Callable<Integer> {
@@ -39,16 +40,7 @@ public final class CompleteCode implements Callable<Integer> {
   @Option(names = "--prompt", paramLabel = "TEXT", description = "the file's first characters")
   String prompt;
 
-  @Option(names = "--length", description = "most bytes to write")
-  int length = 500;
-
-  @Option(
-      names = "--temperature",
-      description = "0: always the likeliest byte; 1: as the model predicts")
-  double temperature = 0.6;
-
-  @Option(names = "--top-k", description = "choose among this many likeliest bytes; 0: all")
-  int topK = 0;
+  @Mixin Sampling sampling = new Sampling(0.6);
 
   @Option(
       names = "--top-p",
@@ -60,9 +52,6 @@ public final class CompleteCode implements Callable<Integer> {
 
   @Option(names = "--stop", paramLabel = "TEXT", description = "ends the text; may be repeated")
   String[] stops = {};
-
-  @Option(names = "--seed", description = "another seed, another text")
-  long seed = 1;
 
   @Option(
       names = "--ui",
@@ -83,36 +72,34 @@ public final class CompleteCode implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
-    CommandLines.requirePositive("--length", length);
     ComputationGraph network = CodeModel.open(model);
-    TextGenerator generator = generator(network).build();
+    generator(network).build(); // what is wrong with the options is told before anything is typed
     PrintWriter out = spec.commandLine().getOut();
     if (uiPort != null) {
       serve(network, out);
-      return 0;
-    }
-    if (prompt != null) {
-      complete(generator, prompt, out);
-      return 0;
-    }
-    out.println("Type the start of a Java file. An empty line completes it; Ctrl-D ends.");
-    // The terminal is nobody's to close.
-    BufferedReader in = new BufferedReader(new InputStreamReader(System.in, UTF_8));
-    for (String typed = readPrompt(in, out); typed != null; typed = readPrompt(in, out)) {
-      complete(generator, typed, out);
+    } else if (prompt != null) {
+      complete(generator(network), prompt, out);
+    } else {
+      completeWhatIsTyped(network, out);
     }
     return 0;
   }
 
   private TextGenerator.Builder generator(ComputationGraph network) {
-    return TextGenerator.builder(network)
-        .temperature(temperature)
-        .topK(topK)
-        .topP(topP)
-        .repetitionPenalty(repetitionPenalty)
-        .stop(stops)
-        .maxBytes(length)
-        .seed(seed);
+    return sampling.generator(network).topP(topP).repetitionPenalty(repetitionPenalty).stop(stops);
+  }
+
+  private void completeWhatIsTyped(ComputationGraph network, PrintWriter out) throws IOException {
+    out.println("Type the start of a Java file. An empty line ends it, and the model goes on.");
+    out.println("The same once more gives another text. Ctrl-D ends.");
+    // The terminal is nobody's to close.
+    BufferedReader in = new BufferedReader(new InputStreamReader(System.in, UTF_8));
+    long seed = sampling.seed;
+    for (String typed = readPrompt(in, out); typed != null; typed = readPrompt(in, out)) {
+      complete(generator(network).seed(seed), typed, out);
+      seed++;
+    }
+    out.println(); // so that the shell's prompt starts a line
   }
 
   private void serve(ComputationGraph network, PrintWriter out) throws IOException {
@@ -121,9 +108,14 @@ public final class CompleteCode implements Callable<Integer> {
             CompletionServer.start(
                 network,
                 new CompletionServer.Defaults(
-                    model, prompt == null ? "public class " : prompt, temperature, length, seed),
+                    model,
+                    prompt == null ? "public class " : prompt,
+                    sampling.temperature,
+                    sampling.length,
+                    sampling.seed),
                 () -> generator(network),
-                uiPort)) {
+                uiPort,
+                CompletionServer.PATIENCE)) {
       out.printf("Open %s in a browser on this machine. Ctrl-C ends.%n", server.address());
       interruption.await();
     } catch (InterruptedException e) {
@@ -145,17 +137,11 @@ public final class CompleteCode implements Callable<Integer> {
     return typed == null ? null : typed.toString();
   }
 
-  private static void complete(TextGenerator generator, String prompt, PrintWriter out) {
+  private static void complete(TextGenerator.Builder generator, String prompt, PrintWriter out) {
     out.print(prompt);
     out.flush();
     long started = System.nanoTime();
-    Completion completion =
-        generator.generate(
-            prompt,
-            piece -> {
-              CommandLines.printText(out, piece);
-              return true;
-            });
+    Completion completion = Generate.stream(generator, prompt, out);
     double seconds = (System.nanoTime() - started) / NANOS;
     out.printf(
         Locale.ROOT,

@@ -9,8 +9,12 @@ import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.lang.System.Logger.Level;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
+import java.time.Duration;
+import java.util.HashSet;
+import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
@@ -43,7 +47,6 @@ import org.nd4j.shade.jackson.databind.node.ObjectNode;
  * Whoever closes the connection ends the completion.
  */
 final class CompletionServer implements AutoCloseable {
-  private static final String LOOPBACK = "127.0.0.1";
   private static final byte[] LOOPBACK_BYTES = {127, 0, 0, 1};
 
   private static final String JSON = "application/json";
@@ -60,11 +63,16 @@ final class CompletionServer implements AutoCloseable {
   /** The page and requests that are refused must not wait for a completion. */
   private static final int THREADS = 4;
 
-  /** One who stops a completion and starts the next waits for the byte that is being written. */
-  private static final int WAIT_SECONDS = 2;
+  /** How long a request waits for a completion that is stopped: it may be reading its prompt. */
+  static final Duration PATIENCE = Duration.ofSeconds(30);
+
+  /** How long closing waits for a completion to end by itself, and then for what it cut off. */
+  private static final int CLOSING_SECONDS = 5;
+
+  private static final int HTTP_PORT = 80;
 
   /** Characters from one look at the gates to the next: a look is a pass over the text's end. */
-  private static final int GATES_EVERY = 64;
+  private static final int GATES_EVERY = 256;
 
   /** Of a longer prompt only so many of its last characters are told with their gates. */
   private static final int MOST_GATES = 2048;
@@ -74,6 +82,7 @@ final class CompletionServer implements AutoCloseable {
   private final ComputationGraph network;
   private final Defaults defaults;
   private final Supplier<TextGenerator.Builder> generators;
+  private final Duration patience;
   private final HttpServer server;
   private final ExecutorService threads = Executors.newFixedThreadPool(THREADS);
   private final Set<String> hosts;
@@ -100,13 +109,29 @@ final class CompletionServer implements AutoCloseable {
       ComputationGraph network,
       Defaults defaults,
       Supplier<TextGenerator.Builder> generators,
+      Duration patience,
       HttpServer server) {
     this.network = network;
     this.defaults = defaults;
     this.generators = generators;
+    this.patience = patience;
     this.server = server;
-    // A page of another site whose name leads to this machine sends that name.
-    hosts = Set.of(LOOPBACK + ":" + port(), "localhost:" + port());
+    hosts = hosts(server.getAddress());
+  }
+
+  /**
+   * What requests name as their host. A page of another site whose name leads to this machine sends
+   * that name.
+   */
+  static Set<String> hosts(InetSocketAddress address) {
+    Set<String> hosts = new HashSet<>();
+    for (String name : List.of(address.getAddress().getHostAddress(), "localhost")) {
+      hosts.add(name + ":" + address.getPort());
+      if (address.getPort() == HTTP_PORT) {
+        hosts.add(name);
+      }
+    }
+    return hosts;
   }
 
   /**
@@ -115,13 +140,15 @@ final class CompletionServer implements AutoCloseable {
    * @param generators makes generators for the network, for which a request chooses temperature,
    *     length and seed
    * @param port TCP port; 0 for any that is free
+   * @param patience how long a request waits while another text is written
    * @throws IOException if the port is taken
    */
   static CompletionServer start(
       ComputationGraph network,
       Defaults defaults,
       Supplier<TextGenerator.Builder> generators,
-      int port)
+      int port,
+      Duration patience)
       throws IOException {
     HttpServer http;
     try {
@@ -131,29 +158,36 @@ final class CompletionServer implements AutoCloseable {
     } catch (IOException e) {
       throw new IOException("no page on port " + port + ": " + e.getMessage(), e);
     }
-    CompletionServer server = new CompletionServer(network, defaults, generators, http);
+    CompletionServer server = new CompletionServer(network, defaults, generators, patience, http);
     http.setExecutor(server.threads);
     http.createContext("/", server::handle);
     http.start();
     return server;
   }
 
-  private int port() {
-    return server.getAddress().getPort();
-  }
-
   /** Where a browser finds it. */
   String address() {
-    return "http://" + LOOPBACK + ":" + port() + "/";
+    InetSocketAddress bound = server.getAddress();
+    return "http://" + bound.getAddress().getHostAddress() + ":" + bound.getPort() + "/";
   }
 
   /** Ends a completion after the byte that is being written, and the server. */
   @Override
   public void close() {
     closing = true;
-    free.acquireUninterruptibly();
-    server.stop(0);
-    threads.shutdown();
+    try {
+      // One who asks and does not read blocks the completion: then stop() cuts the connection.
+      boolean ended = free.tryAcquire(CLOSING_SECONDS, TimeUnit.SECONDS);
+      server.stop(0);
+      threads.shutdownNow();
+      if (!ended) {
+        threads.awaitTermination(CLOSING_SECONDS, TimeUnit.SECONDS);
+      }
+    } catch (InterruptedException e) {
+      server.stop(0);
+      threads.shutdownNow();
+      Thread.currentThread().interrupt();
+    }
   }
 
   private void handle(HttpExchange exchange) throws IOException {
@@ -168,6 +202,15 @@ final class CompletionServer implements AutoCloseable {
             e.status,
             JSON,
             mapper.writeValueAsBytes(Map.of("error", String.valueOf(e.getMessage()))));
+      } catch (RuntimeException e) {
+        System.getLogger(CompletionServer.class.getName()).log(Level.ERROR, "a request failed", e);
+        if (exchange.getResponseCode() < 0) { // nothing has been sent
+          send(
+              exchange,
+              500,
+              JSON,
+              mapper.writeValueAsBytes(Map.of("error", CommandLines.message(e))));
+        }
       }
     }
   }
@@ -252,6 +295,7 @@ final class CompletionServer implements AutoCloseable {
       exchange.sendResponseHeaders(200, 0);
       new Answer(exchange.getResponseBody(), prompt.textValue()).write(generator);
     } finally {
+      exchange.close(); // sends the end, which close() waits for
       free.release();
     }
   }
@@ -294,7 +338,7 @@ final class CompletionServer implements AutoCloseable {
 
   private void acquire() throws Refusal {
     try {
-      if (!free.tryAcquire(WAIT_SECONDS, TimeUnit.SECONDS)) {
+      if (!free.tryAcquire(patience.toMillis(), TimeUnit.MILLISECONDS)) {
         throw new Refusal(409, "the model is writing another text; stop that one first");
       }
     } catch (InterruptedException e) {
@@ -319,11 +363,12 @@ final class CompletionServer implements AutoCloseable {
 
     private void write(TextGenerator generator) {
       long started = System.nanoTime();
-      if (!gates()) {
+      if (!gates() || closing) {
         return;
       }
       Completion completion = generator.generate(text.toString(), this::take);
-      if (gates()) {
+      // Whoever has stopped it does not want to wait for the gates either.
+      if (completion.reason() == TextGenerator.Reason.LISTENER || gates()) {
         line(
             mapper
                 .createObjectNode()

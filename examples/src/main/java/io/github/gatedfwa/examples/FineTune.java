@@ -9,8 +9,11 @@ import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.nd4j.linalg.learning.config.Adam;
 import picocli.CommandLine.Command;
@@ -57,7 +60,7 @@ public final class FineTune implements Callable<Integer> {
       description =
           "the best model. FILE.checkpoint, from which the same command goes on, and FILE.csv, the"
               + " scores, lie beside it")
-  Path save = Path.of("build", "fine-tuned.zip");
+  Path save = ProjectFolder.file("build", "fine-tuned.zip");
 
   @Option(names = "--steps", description = "training steps at most, those already done included")
   int steps = 300;
@@ -116,7 +119,8 @@ public final class FineTune implements Callable<Integer> {
     CommandLines.requirePositive("--most-held-out", mostHeldOut);
     PrintWriter out = spec.commandLine().getOut();
     try (Interruption interruption = Interruption.listen();
-        OwnText own = OwnText.read(text, files, (long) LEAST_WINDOWS * context, mostHeldOut)) {
+        OwnText own =
+            OwnText.read(text, files, (long) LEAST_WINDOWS * context, mostHeldOut, save)) {
       out.printf("%s: %s%n", text, own.description());
       ComputationGraph network = start(model + " on " + own.description(), out);
       if (step(network) == 0) {
@@ -171,12 +175,15 @@ public final class FineTune implements Callable<Integer> {
       }
       return network;
     }
-    if (Files.exists(save) && !Files.exists(beside(".csv"))) {
+    List<Path> others = Stream.of(save, beside(".csv")).filter(Files::exists).toList();
+    if (!others.isEmpty()) {
       throw new IllegalArgumentException(
-          "--save " + save + " exists and is of no fine-tuning; it is not overwritten");
+          "--save %s would overwrite %s, and there is no %s to go on from: name another --save, or delete what is there"
+              .formatted(
+                  save,
+                  others.stream().map(Path::toString).collect(Collectors.joining(" and ")),
+                  checkpoint()));
     }
-    // From here on, what has the name of --save is this run's.
-    scores.save(beside(".csv"));
     return GatedFwaLM.builder()
         .context(context)
         .updater(Adam.builder().learningRateSchedule(schedule).beta1(0.9).beta2(0.95).build())
@@ -197,9 +204,9 @@ public final class FineTune implements Callable<Integer> {
       CodeModel.saveForUse(network, save);
     }
     scores.save(beside(".csv"));
+    CodeModel.save(network, checkpoint());
     if (step > 0) {
-      CodeModel.save(network, checkpoint());
-      out.println();
+      out.println(); // behind the progress bar
     }
     out.printf(
         Locale.ROOT,

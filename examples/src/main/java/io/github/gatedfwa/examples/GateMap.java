@@ -73,7 +73,7 @@ public final class GateMap implements Callable<Integer> {
   Integer head;
 
   @Option(names = "--image", paramLabel = "FILE", description = "where the picture goes")
-  Path image = Path.of("build", "gates.png");
+  Path image = ProjectFolder.file("build", "gates.png");
 
   @Spec CommandSpec spec;
 

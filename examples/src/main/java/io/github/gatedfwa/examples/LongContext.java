@@ -14,7 +14,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
-import java.util.stream.Stream;
 import me.tongfei.progressbar.ProgressBar;
 import org.bytedeco.javacpp.Pointer;
 import org.deeplearning4j.nn.graph.ComputationGraph;
@@ -50,7 +49,7 @@ public final class LongContext implements Callable<Integer> {
   Pretrained model = Pretrained.SMALL_JAVA;
 
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
-  Path sources = Path.of("examples", "target", "sources");
+  Path sources = ProjectFolder.file("examples", "target", "sources");
 
   @Option(
       names = "--longer-than",
@@ -70,7 +69,7 @@ public final class LongContext implements Callable<Integer> {
   int context = 1024;
 
   @Option(names = "--plot", paramLabel = "FILE", description = "where the picture goes")
-  Path plot = Path.of("build", "long-context.png");
+  Path plot = ProjectFolder.file("build", "long-context.png");
 
   @Spec CommandSpec spec;
 
@@ -132,11 +131,9 @@ public final class LongContext implements Callable<Integer> {
     }
     int least = Math.max(length, longerThan + 1);
     List<Path> files = new ArrayList<>();
-    try (Stream<Path> paths = Files.walk(sources)) {
-      for (Path path : paths.filter(path -> path.toString().endsWith(".java")).sorted().toList()) {
-        if (Files.size(path) >= least) {
-          files.add(path);
-        }
+    for (Path path : FileTree.files(sources)) {
+      if (path.toString().endsWith(".java") && Files.size(path) >= least) {
+        files.add(path);
       }
     }
     List<byte[]> found = new ArrayList<>();

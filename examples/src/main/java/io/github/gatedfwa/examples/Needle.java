@@ -56,7 +56,7 @@ public final class Needle implements Callable<Integer> {
   private static final int RANGES = 8;
 
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
-  Path sources = Path.of("examples", "target", "sources");
+  Path sources = ProjectFolder.file("examples", "target", "sources");
 
   @Option(names = "--context", description = "bytes of text, needles and questions included")
   int context = 512;
@@ -64,7 +64,8 @@ public final class Needle implements Callable<Integer> {
   @Option(names = "--needles", description = "pairs in a text; each is asked for once")
   int needles = 8;
 
-  @Mixin Recall.Options options = new Recall.Options(32, 8, Path.of("build", "needle.png"));
+  @Mixin
+  Recall.Options options = new Recall.Options(32, 8, ProjectFolder.file("build", "needle.png"));
 
   @Spec CommandSpec spec;
 

@@ -6,7 +6,6 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileSystems;
 import java.nio.file.Files;
@@ -21,7 +20,6 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.regex.PatternSyntaxException;
-import java.util.stream.Stream;
 
 /**
  * Text files of any kind, split into what a model learns from and what is held out, as copies in a
@@ -60,14 +58,17 @@ final class OwnText implements AutoCloseable {
    *     slash
    * @param least bytes of text that there must be
    * @param mostHeldOut bytes of the held-out text that are used at most
+   * @param save what a training writes is no text: this file, and those beside it that have its
+   *     name and an extension, are left out
    * @throws IOException if something cannot be read
    * @throws IllegalArgumentException if there is not enough text
    */
-  static OwnText read(Path root, String pattern, long least, long mostHeldOut) throws IOException {
+  static OwnText read(Path root, String pattern, long least, long mostHeldOut, Path save)
+      throws IOException {
     if (!Files.exists(root)) {
       throw new NoSuchFileException(root.toString(), null, "no such folder or file (--text)");
     }
-    List<Path> found = find(root, pattern);
+    List<Path> found = find(root, pattern, save);
     if (found.isEmpty()) {
       throw new IllegalArgumentException(
           "--text %s has no file that matches --files '%s'".formatted(root, pattern));
@@ -109,7 +110,7 @@ final class OwnText implements AutoCloseable {
     return own;
   }
 
-  private static List<Path> find(Path root, String pattern) throws IOException {
+  private static List<Path> find(Path root, String pattern, Path save) throws IOException {
     PathMatcher matcher;
     try {
       matcher = FileSystems.getDefault().getPathMatcher("glob:" + pattern);
@@ -118,21 +119,28 @@ final class OwnText implements AutoCloseable {
           "--files '%s' is not a pattern: %s".formatted(pattern, e.getDescription()), e);
     }
     boolean ofPaths = pattern.contains("/");
-    try (Stream<Path> paths = Files.walk(root)) {
-      return paths
-          .filter(Files::isRegularFile)
-          .filter(
-              path -> {
-                Path relative = root.relativize(path);
-                return path.equals(root)
-                    || (isVisible(relative)
-                        && matcher.matches(ofPaths ? relative : relative.getFileName()));
-              })
-          .sorted()
-          .toList();
-    } catch (UncheckedIOException e) {
-      throw unreadable(root, e.getCause());
+    List<Path> found = new ArrayList<>();
+    for (Path path : FileTree.files(root)) {
+      Path relative = root.relativize(path);
+      boolean wanted =
+          path.equals(root)
+              || (isVisible(relative)
+                  && matcher.matches(ofPaths ? relative : relative.getFileName()));
+      if (wanted && !belongsTo(save, path)) {
+        found.add(path);
+      }
     }
+    return found;
+  }
+
+  /** Whether a file is the saved one, or lies beside it and is named after it. */
+  private static boolean belongsTo(Path save, Path file) throws IOException {
+    String name = file.getFileName().toString();
+    String saved = save.getFileName().toString();
+    Path folder = save.toAbsolutePath().getParent();
+    return (name.equals(saved) || name.startsWith(saved + "."))
+        && Files.isDirectory(folder)
+        && Files.isSameFile(folder, file.toAbsolutePath().getParent());
   }
 
   private static boolean isVisible(Path relative) {
@@ -222,7 +230,9 @@ final class OwnText implements AutoCloseable {
             "%d files (%,d bytes) to train on, %s (%,d bytes measured) held out",
             trainingFiles,
             trainingBytes,
-            byFile ? starts.size() + " files" : "the end of " + starts.keySet().iterator().next(),
+            byFile
+                ? starts.size() + " files"
+                : "the end of " + starts.keySet().iterator().next().getFileName(),
             mostHeldOut - left);
   }
 

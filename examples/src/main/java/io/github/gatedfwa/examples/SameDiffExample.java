@@ -48,7 +48,7 @@ public final class SameDiffExample implements Callable<Integer> {
   private static final int REPORT_EVERY = 20;
 
   @Option(names = "--file", description = "where the graph is saved")
-  Path file = Path.of("build", "samediff-example.fb");
+  Path file = ProjectFolder.file("build", "samediff-example.fb");
 
   @Option(names = "--steps", description = "training steps")
   int steps = 100;

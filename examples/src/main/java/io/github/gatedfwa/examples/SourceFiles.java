@@ -12,7 +12,6 @@ import java.security.NoSuchAlgorithmException;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Collectors;
-import java.util.stream.Stream;
 import org.datavec.api.split.CollectionInputSplit;
 
 /**
@@ -35,24 +34,21 @@ record SourceFiles(List<Path> training, List<Path> heldOut) {
     if (!Files.isDirectory(root)) {
       throw new NotDirectoryException(root + " (--sources)");
     }
-    try (Stream<Path> paths = Files.walk(root)) {
-      Map<Boolean, List<Path>> sides =
-          paths
-              .filter(path -> path.toString().endsWith(".java") && Files.isRegularFile(path))
-              .sorted()
-              .collect(Collectors.partitioningBy(path -> isHeldOut(root.relativize(path))));
-      if (sides.get(false).isEmpty() || sides.get(true).isEmpty()) {
-        throw new IllegalArgumentException(
-            "--sources "
-                + root
-                + " has "
-                + sides.get(false).size()
-                + " Java files to train on and "
-                + sides.get(true).size()
-                + " to hold out; both are needed");
-      }
-      return new SourceFiles(sides.get(false), sides.get(true));
+    Map<Boolean, List<Path>> sides =
+        FileTree.files(root).stream()
+            .filter(path -> path.toString().endsWith(".java"))
+            .collect(Collectors.partitioningBy(path -> isHeldOut(root.relativize(path))));
+    if (sides.get(false).isEmpty() || sides.get(true).isEmpty()) {
+      throw new IllegalArgumentException(
+          "--sources "
+              + root
+              + " has "
+              + sides.get(false).size()
+              + " Java files to train on and "
+              + sides.get(true).size()
+              + " to hold out; both are needed");
     }
+    return new SourceFiles(sides.get(false), sides.get(true));
   }
 
   private static boolean isHeldOut(Path relative) {

@@ -2,6 +2,7 @@ package io.github.gatedfwa.examples;
 
 import static io.github.gatedfwa.examples.TextTraining.step;
 
+import io.github.gatedfwa.zoo.lm.TextGenerator;
 import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.IOException;
 import java.io.PrintWriter;
@@ -35,7 +36,7 @@ public final class TrainCodeModel implements Callable<Integer> {
   private static final int UI_FREQUENCY = 10;
 
   @Option(names = "--sources", paramLabel = "FOLDER", description = "Java files, in any depth")
-  Path sources = Path.of("examples", "target", "sources");
+  Path sources = ProjectFolder.file("examples", "target", "sources");
 
   @Option(
       names = "--model",
@@ -43,7 +44,7 @@ public final class TrainCodeModel implements Callable<Integer> {
       description =
           "the model; one that exists goes on training and keeps its own shape. The loss goes to"
               + " FILE.csv and FILE.png")
-  Path model = Path.of("build", "code-model.zip");
+  Path model = ProjectFolder.file("build", "code-model.zip");
 
   @Option(names = "--steps", description = "training steps in all, those already done included")
   int steps = 1500;
@@ -78,7 +79,7 @@ public final class TrainCodeModel implements Callable<Integer> {
   @Option(names = "--save-every", description = "steps between two saves")
   int saveEvery = 200;
 
-  @Option(names = "--sample", description = "bytes to generate at the end")
+  @Option(names = "--sample", description = "bytes to generate at the end; 0: none")
   int sample = 300;
 
   @Option(
@@ -104,6 +105,7 @@ public final class TrainCodeModel implements Callable<Integer> {
     CommandLines.requirePositive("--batch", batch);
     CommandLines.requirePositive("--context", context);
     CommandLines.requirePositive("--save-every", saveEvery);
+    CommandLines.requireAtLeast(0, "--sample", sample);
     PrintWriter out = spec.commandLine().getOut();
     SourceFiles files = SourceFiles.under(sources);
     out.printf(
@@ -122,7 +124,7 @@ public final class TrainCodeModel implements Callable<Integer> {
     if (Files.exists(model)) {
       network = CodeModel.load(model);
       network.setLearningRate(schedule);
-      curve = LossCurve.load(beside(".csv"), step(network));
+      curve = step(network) == 0 ? new LossCurve() : LossCurve.load(beside(".csv"), step(network));
     } else {
       network = CodeModel.create(width, blocks, heads, attentionWindow, context, seed, schedule);
       curve = new LossCurve();
@@ -139,9 +141,13 @@ public final class TrainCodeModel implements Callable<Integer> {
     }
     out.printf("%nReading the held-out files...%n");
     measure(network, curve, files, out);
-    out.printf("%n%d bytes from the model:%n%n", sample);
-    Generate.stream(network, new byte[0], sample, 0.7, 0, seed, out);
-    out.printf("%n%nSaved: %s, %s, %s%n", model, beside(".csv"), beside(".png"));
+    if (sample > 0) {
+      out.printf("%n%d bytes from the model:%n%n", sample);
+      Generate.stream(
+          TextGenerator.builder(network).maxBytes(sample).temperature(0.7).seed(seed), "", out);
+      out.println();
+    }
+    out.printf("%nSaved: %s, %s, %s%n", model, beside(".csv"), beside(".png"));
     return 0;
   }
 

@@ -7,18 +7,20 @@ import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
 import java.net.http.WebSocket;
+import java.nio.file.DirectoryNotEmptyException;
+import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.attribute.BasicFileAttributes;
 import java.util.ArrayList;
 import java.util.Base64;
-import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionStage;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.TimeUnit;
-import java.util.stream.Stream;
 import org.junit.jupiter.api.Assumptions;
 import org.nd4j.shade.jackson.databind.JsonNode;
 import org.nd4j.shade.jackson.databind.ObjectMapper;
@@ -29,13 +31,18 @@ import org.nd4j.shade.jackson.databind.ObjectMapper;
  */
 final class Browser implements AutoCloseable {
   private static final List<String> NAMES =
-      List.of("chromium", "chromium-browser", "google-chrome", "chrome");
+      List.of("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome");
 
   private static final int PATIENCE_SECONDS = 120;
 
   private final ObjectMapper mapper = new ObjectMapper();
   private final Map<Integer, CompletableFuture<JsonNode>> answers = new ConcurrentHashMap<>();
-  private final Path profile = Files.createTempDirectory("browser");
+
+  /** In the build's folder: a Chromium in a snap sees another /tmp. */
+  private final Path profile =
+      Files.createTempDirectory(
+          Files.createDirectories(Path.of("target").toAbsolutePath()), "browser");
+
   private final Process process;
   private final WebSocket socket;
   private int commands;
@@ -188,10 +195,31 @@ final class Browser implements AutoCloseable {
     all.add(process.toHandle());
     all.forEach(ProcessHandle::destroy);
     all.forEach(handle -> handle.onExit().orTimeout(PATIENCE_SECONDS, TimeUnit.SECONDS).join());
-    try (Stream<Path> files = Files.walk(profile)) {
-      for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
-        Files.deleteIfExists(file);
-      }
-    }
+    Files.walkFileTree(
+        profile,
+        new SimpleFileVisitor<>() {
+          @Override
+          public FileVisitResult visitFile(Path file, BasicFileAttributes attributes)
+              throws IOException {
+            Files.deleteIfExists(file);
+            return FileVisitResult.CONTINUE;
+          }
+
+          @Override
+          public FileVisitResult visitFileFailed(Path file, IOException vanished) {
+            return FileVisitResult.CONTINUE;
+          }
+
+          @Override
+          public FileVisitResult postVisitDirectory(Path folder, IOException vanished)
+              throws IOException {
+            try {
+              Files.deleteIfExists(folder);
+            } catch (DirectoryNotEmptyException e) {
+              // A process of the browser is still writing; what is left goes with the build.
+            }
+            return FileVisitResult.CONTINUE;
+          }
+        });
   }
 }

@@ -5,12 +5,14 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
+import io.github.gatedfwa.zoo.lm.GatedFwaLM;
 import io.github.gatedfwa.zoo.lm.TextGenerator;
 import java.io.BufferedReader;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.net.InetAddress;
+import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
 import java.net.URI;
@@ -20,13 +22,16 @@ import java.net.http.HttpRequest.BodyPublishers;
 import java.net.http.HttpResponse;
 import java.net.http.HttpResponse.BodyHandlers;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
 import org.nd4j.shade.jackson.databind.JsonNode;
 import org.nd4j.shade.jackson.databind.ObjectMapper;
 
@@ -40,12 +45,13 @@ class CompletionServerTest {
   private static ComputationGraph network;
   private static CompletionServer server;
 
-  private static CompletionServer start() throws IOException {
+  private static CompletionServer start(Duration patience) throws IOException {
     return CompletionServer.start(
         network,
         new CompletionServer.Defaults("TINY_JAVA", "public class ", 0, 40, 1),
         CompletionServerTest::generator,
-        0);
+        0,
+        patience);
   }
 
   private static TextGenerator.Builder generator() {
@@ -55,7 +61,8 @@ class CompletionServerTest {
   @BeforeAll
   static void serve() throws IOException {
     network = CodeModel.open("TINY_JAVA");
-    server = start();
+    network.getLayer("output").getParam("b").putScalar(0, -100); // it never ends a file by itself
+    server = start(CompletionServer.PATIENCE);
   }
 
   @AfterAll
@@ -92,13 +99,13 @@ class CompletionServerTest {
     HttpResponse<String> response =
         send(
             completion(
-                "{\"prompt\": %s, \"temperature\": 0.5, \"length\": 100, \"seed\": 7}"
+                "{\"prompt\": %s, \"temperature\": 0.5, \"length\": 300, \"seed\": 7}"
                     .formatted(MAPPER.writeValueAsString(prompt))));
     assertThat(response.statusCode()).isEqualTo(200);
     List<JsonNode> lines = lines(response.body());
     // The gates change nothing in what is written.
     String expected =
-        generator().temperature(0.5).maxBytes(100).seed(7).build().generate(prompt).text();
+        generator().temperature(0.5).maxBytes(300).seed(7).build().generate(prompt).text();
     assertThat(
             lines.stream()
                 .filter(line -> line.has("text"))
@@ -113,7 +120,7 @@ class CompletionServerTest {
         sizes.add(line.get("gates").size());
       }
     }
-    assertThat(sizes).containsExactly(prompt.length(), 64, 36);
+    assertThat(sizes).containsExactly(prompt.length(), 256, expected.length() - 256);
     List<TextGates.Cell> whole = TextGates.of(network, prompt + expected, 0);
     assertThat(cells).hasSameSizeAs(whole);
     for (int i = 0; i < cells.size(); i++) {
@@ -127,7 +134,7 @@ class CompletionServerTest {
     }
     JsonNode last = lines.get(lines.size() - 1);
     assertThat(last.get("end").asText()).isEqualTo("length");
-    assertThat(last.get("bytes").asInt()).isEqualTo(100);
+    assertThat(last.get("bytes").asInt()).isEqualTo(300);
   }
 
   @Test
@@ -157,6 +164,8 @@ class CompletionServerTest {
     JsonNode model = MAPPER.readTree(send(request("/model").build()).body());
     assertThat(model.get("name").asText()).isEqualTo("TINY_JAVA");
     assertThat(model.get("heads")).hasSize(HEADS);
+    String bound = URI.create(server.address()).getHost();
+    assertThat(InetAddress.getByName(bound).isLoopbackAddress()).as(bound).isTrue();
     Loopback.assertReachableFromThisMachineOnly(port());
   }
 
@@ -215,6 +224,36 @@ class CompletionServerTest {
     assertThat(local.statusCode()).isEqualTo(200);
   }
 
+  @Test
+  void onTheUsualPortAHostNeedsNone() {
+    InetAddress loopback = InetAddress.getLoopbackAddress();
+    assertThat(CompletionServer.hosts(new InetSocketAddress(loopback, 80)))
+        .containsExactlyInAnyOrder("127.0.0.1:80", "127.0.0.1", "localhost:80", "localhost");
+    assertThat(CompletionServer.hosts(new InetSocketAddress(loopback, 8000)))
+        .containsExactlyInAnyOrder("127.0.0.1:8000", "localhost:8000");
+  }
+
+  @Test
+  void anErrorOfTheServerIsSaid() throws Exception {
+    CompletionServer shared = server;
+    server =
+        CompletionServer.start(
+            network,
+            new CompletionServer.Defaults("", "", 0, 1, 1),
+            () -> {
+              throw new IllegalStateException("no generator");
+            },
+            0,
+            Duration.ZERO);
+    try {
+      assertThat(refusal(500, completion("{\"prompt\": \"\"}"))).isEqualTo("no generator");
+      assertThat(send(request("/").build()).statusCode()).isEqualTo(200);
+    } finally {
+      server.close();
+      server = shared;
+    }
+  }
+
   private static InputStream endless() throws Exception {
     InputStream stream =
         CLIENT
@@ -228,19 +267,32 @@ class CompletionServerTest {
   }
 
   @Test
+  @Timeout(value = 3, unit = TimeUnit.MINUTES)
   void oneTextAtATimeAndLeavingEndsIt() throws Exception {
     String next = "{\"prompt\": \"a\", \"length\": 3}";
-    try (InputStream running = endless()) {
-      assertThat(running.read()).isPositive();
-      assertThat(refusal(409, completion(next))).contains("another text");
+    CompletionServer shared = server;
+    server = start(Duration.ZERO);
+    try {
+      try (InputStream running = endless()) {
+        assertThat(running.read()).isPositive();
+        assertThat(refusal(409, completion(next))).contains("another text");
+      }
+      int status = send(completion(next)).statusCode();
+      while (status == 409) { // who has left is missed when the next byte is sent
+        Thread.sleep(20);
+        status = send(completion(next)).statusCode();
+      }
+      assertThat(status).isEqualTo(200);
+    } finally {
+      server.close();
+      server = shared;
     }
-    assertThat(send(completion(next)).statusCode()).isEqualTo(200);
   }
 
   @Test
   void closingEndsATextAndFreesThePort() throws Exception {
     CompletionServer shared = server;
-    server = start();
+    server = start(CompletionServer.PATIENCE);
     int port = port();
     try (InputStream running = endless()) {
       server.close();
@@ -255,9 +307,50 @@ class CompletionServerTest {
                       network,
                       new CompletionServer.Defaults("", "", 0, 1, 1),
                       CompletionServerTest::generator,
-                      free.getLocalPort()))
+                      free.getLocalPort(),
+                      Duration.ZERO))
           .isInstanceOf(IOException.class)
           .hasMessageContaining("no page on port " + port);
+    }
+  }
+
+  @Test
+  @Timeout(value = 3, unit = TimeUnit.MINUTES, threadMode = Timeout.ThreadMode.SEPARATE_THREAD)
+  void oneWhoDoesNotReadDoesNotKeepTheServerOpen() throws Exception {
+    // With 1024 heads the gates of 2048 characters are more than the system takes to send.
+    ComputationGraph wide =
+        GatedFwaLM.builder()
+            .width(256)
+            .heads(128)
+            .blocks(8)
+            .hiddenSize(16)
+            .windowSize(2)
+            .build()
+            .init();
+    CompletionServer closing =
+        CompletionServer.start(
+            wide,
+            new CompletionServer.Defaults("", "", 0, 1, 1),
+            () -> TextGenerator.builder(wide),
+            0,
+            Duration.ZERO);
+    int port = URI.create(closing.address()).getPort();
+    try (Socket socket = new Socket()) {
+      socket.setReceiveBufferSize(1024);
+      socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port));
+      String body = "{\"prompt\": \"" + "x".repeat(2048) + "\"}";
+      socket
+          .getOutputStream()
+          .write(
+              ("POST /complete HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\n"
+                      + "Content-Length: %d\r\n\r\n%s")
+                  .formatted(port, body.length(), body)
+                  .getBytes(UTF_8));
+      assertThat(socket.getInputStream().read()).isEqualTo('H'); // of HTTP, and no more is read
+      closing.close();
+    }
+    try (ServerSocket free = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
+      assertThat(free.isBound()).isTrue();
     }
   }
 

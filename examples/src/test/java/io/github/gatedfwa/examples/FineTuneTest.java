@@ -18,11 +18,12 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
 
 /** The program end to end, with a real pretrained model and few steps. */
 class FineTuneTest {
-  private static final int STEPS = 6;
+  private static final int STEPS = 12;
   private static final List<String> WORDS =
       List.of("der", "Fluss", "nach", "dem", "Regen", "über", "das", "Feld", "weiß", "niemand");
 
@@ -60,7 +61,7 @@ class FineTuneTest {
                 "--context=64",
                 "--learning-rate=1e-3",
                 "--warmup=2",
-                "--measure-every=3"));
+                "--measure-every=4"));
     all.addAll(List.of(more));
     all.forEach(option -> options.put(option.substring(0, option.indexOf('=')), option));
     return options.values().toArray(new String[0]);
@@ -81,9 +82,9 @@ class FineTuneTest {
     double before = reported(output, "before");
     double after = reported(output, "after");
     assertThat(after).isLessThan(0.95 * before);
-    assertThat(output).contains("After 0 steps: ", "After 6 steps: ", "Saved: " + tuned);
-    assertThat(beside(tuned, ".csv")).content().contains("TINY_JAVA on ").hasLineCount(2 + 3);
-    try (OwnText own = OwnText.read(text, "*", 1, 1 << 16)) {
+    assertThat(output).contains("After 0 steps: ", "After 12 steps: ", "Saved: " + tuned);
+    assertThat(beside(tuned, ".csv")).content().contains("TINY_JAVA on ").hasLineCount(2 + 4);
+    try (OwnText own = OwnText.read(text, "*", 1, 1 << 16, tuned)) {
       assertThat(own.heldOut()).hasSizeBetween(1, 2);
       assertThat(
               TextTraining.bitsPerByte(CodeModel.open(Pretrained.TINY_JAVA.name()), own.heldOut()))
@@ -94,6 +95,7 @@ class FineTuneTest {
   }
 
   @Test
+  @Timeout(value = 5, unit = TimeUnit.MINUTES)
   void anInterruptedRunGoesOnAsIfNothingHadHappened() throws Exception {
     Path save = folder.resolve("interrupted.zip");
     Path log = folder.resolve("interrupted.log");
@@ -102,13 +104,17 @@ class FineTuneTest {
             .redirectErrorStream(true)
             .redirectOutput(log.toFile())
             .start();
-    while (process.isAlive() && !Files.readString(log).contains("After 3 steps")) {
-      Thread.sleep(5);
+    try {
+      while (process.isAlive() && !Files.readString(log).contains("After 4 steps")) {
+        Thread.sleep(5);
+      }
+      process.destroy();
+      assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
+    } finally {
+      process.destroyForcibly();
     }
-    process.destroy();
-    assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
     int step = CodeModel.load(beside(save, ".checkpoint")).getIterationCount();
-    assertThat(step).isBetween(3, STEPS - 1);
+    assertThat(step).isBetween(4, STEPS - 1);
     assertThat(Files.readString(log))
         .contains("Interrupted after step " + step + " of " + STEPS, save + ".checkpoint");
 
@@ -155,8 +161,14 @@ class FineTuneTest {
     Path mine = folder.resolve("mine.zip");
     Files.writeString(mine, "precious");
     assertThat(run(new FineTune(), 1, options(mine)))
-        .contains("mine.zip exists and is of no fine-tuning");
+        .endsWith(
+            "--save %s would overwrite %s, and there is no %s to go on from: name another --save, or delete what is there\n"
+                .formatted(mine, mine, beside(mine, ".checkpoint")));
+    Files.writeString(beside(mine, ".csv"), "scores");
+    assertThat(run(new FineTune(), 1, options(mine)))
+        .contains("would overwrite " + mine + " and " + beside(mine, ".csv") + ", and there is no");
     assertThat(mine).hasContent("precious");
+    assertThat(beside(mine, ".csv")).hasContent("scores");
     Files.writeString(folder.resolve("broken.zip.checkpoint"), "not a model");
     assertThat(run(new FineTune(), 1, options(folder.resolve("broken.zip"))))
         .contains("broken.zip.checkpoint is not a model");

@@ -116,12 +116,15 @@ class LongContextTest {
   @Test
   void tooFewLongFilesAreAnError() throws IOException {
     write("Long.java", 3000);
-    assertThat(run("--sources=" + folder, "--longer-than=1000", "--length=2000", "--texts=2"))
+    // A link to the folder is the folder.
+    Path link = folder.resolve("link");
+    Files.createSymbolicLink(link, folder);
+    assertThat(run("--sources=" + link, "--longer-than=1000", "--length=2000", "--texts=2"))
         .isEqualTo(1);
     assertThat(printed.toString())
         .contains(
             "--sources "
-                + folder
+                + link
                 + " has 1 texts of 2000 bytes in files of 2000 bytes or more; --texts is 2");
     assertThat(run("--sources=" + folder.resolve("none"))).isEqualTo(1);
     assertThat(printed.toString()).contains("none (--sources)");

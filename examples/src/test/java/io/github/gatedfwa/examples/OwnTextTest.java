@@ -9,6 +9,8 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.condition.EnabledOnOs;
+import org.junit.jupiter.api.condition.OS;
 import org.junit.jupiter.api.io.TempDir;
 
 class OwnTextTest {
@@ -24,7 +26,7 @@ class OwnTextTest {
   }
 
   private OwnText read(String pattern) throws IOException {
-    return OwnText.read(folder, pattern, LEAST, MOST);
+    return OwnText.read(folder, pattern, LEAST, MOST, folder.resolve("model.zip"));
   }
 
   private static String training(OwnText own) throws IOException {
@@ -81,7 +83,8 @@ class OwnTextTest {
       assertThat(training(own)).isEqualTo("a".repeat(900));
       assertThat(heldOut(own)).containsExactly("b".repeat(100));
     }
-    try (OwnText own = OwnText.read(folder.resolve("one.txt"), "*", LEAST, 30)) {
+    try (OwnText own =
+        OwnText.read(folder.resolve("one.txt"), "*", LEAST, 30, Path.of("model.zip"))) {
       assertThat(training(own)).hasSize(970);
       assertThat(heldOut(own)).containsExactly("b".repeat(30));
     }
@@ -123,14 +126,47 @@ class OwnTextTest {
     write("a.txt", "x".repeat(60));
     write("b.txt", "x".repeat(39));
     refused("has 99 bytes of text in 2 files; at least 100 are needed", "*");
-    assertThatThrownBy(() -> OwnText.read(folder.resolve("nowhere"), "*", LEAST, MOST))
+    assertThatThrownBy(
+            () -> OwnText.read(folder.resolve("nowhere"), "*", LEAST, MOST, Path.of("m.zip")))
         .isInstanceOf(IOException.class)
         .hasMessageContaining("nowhere: no such folder or file (--text)");
-    // A file that even root cannot read from its start.
+  }
+
+  @Test
+  @EnabledOnOs(OS.LINUX)
+  void aFileThatCannotBeReadIsNamed() throws IOException {
+    // One that even root cannot read from its start.
     Files.createSymbolicLink(folder.resolve("memory.txt"), Path.of("/proc/self/mem"));
     assertThatThrownBy(() -> read("*"))
         .isInstanceOf(IOException.class)
         .hasMessageStartingWith("cannot read " + folder.resolve("memory.txt") + " (--text): ");
+  }
+
+  @Test
+  void whatTrainingWritesIsNoText() throws IOException {
+    write("one.txt", "a".repeat(900));
+    write("model.zippy", "b".repeat(100)); // not named after it
+    String before;
+    try (OwnText own = read("*")) {
+      before = own.description();
+    }
+    for (String extension : List.of("", ".csv", ".checkpoint", ".checkpoint.part")) {
+      write("model.zip" + extension, "written by a training");
+    }
+    Path link =
+        Files.createSymbolicLink(folder.resolveSibling(folder.getFileName() + "-l"), folder);
+    try (OwnText own = read("*");
+        OwnText linked = OwnText.read(link, "*", LEAST, MOST, folder.resolve("model.zip"))) {
+      assertThat(own.description()).isEqualTo(before).isEqualTo(linked.description());
+      assertThat(training(own) + heldOut(own)).contains("b").doesNotContain("written");
+    } finally {
+      Files.delete(link);
+    }
+    // One of the same name in another folder is text.
+    write("sub/model.zip.csv", "c".repeat(10));
+    try (OwnText own = read("*")) {
+      assertThat(training(own) + heldOut(own)).contains("c".repeat(10));
+    }
   }
 
   private void refused(String message, String pattern) {

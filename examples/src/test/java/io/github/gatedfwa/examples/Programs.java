@@ -8,6 +8,8 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
+import java.util.stream.Collectors;
+import org.deeplearning4j.config.DL4JSystemProperties;
 
 /** Runs the example programs as a user would. */
 final class Programs {
@@ -27,8 +29,19 @@ final class Programs {
   static List<String> command(Class<?> program, String... arguments) {
     List<String> command = new ArrayList<>();
     command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
+    String resources = System.getProperty(DL4JSystemProperties.DL4J_RESOURCES_DIR_PROPERTY);
+    if (resources != null) { // the build's, instead of the user's
+      command.add("-D" + DL4JSystemProperties.DL4J_RESOURCES_DIR_PROPERTY + "=" + resources);
+    }
     command.addAll(List.of("-cp", System.getProperty("java.class.path"), program.getName()));
     command.addAll(List.of(arguments));
     return command;
+  }
+
+  /** A command as one line for a shell. */
+  static String quoted(List<String> command) {
+    return command.stream()
+        .map(word -> "'" + word.replace("'", "'\\''") + "'")
+        .collect(Collectors.joining(" "));
   }
 }

@@ -2,8 +2,10 @@ package io.github.gatedfwa.examples;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.io.IOException;
+import java.nio.file.AccessDeniedException;
 import java.nio.file.Files;
 import java.nio.file.NotDirectoryException;
 import java.nio.file.Path;
@@ -27,6 +29,27 @@ class SourceFilesTest {
     assertThat(files.heldOut().size()).isBetween(8, 35);
     assertThat(SourceFiles.under(other).heldOut().stream().map(other::relativize))
         .containsExactlyElementsOf(files.heldOut().stream().map(one::relativize).toList());
+  }
+
+  @Test
+  void aLinkToAFolderIsThatFolder() throws IOException {
+    Path sources = folder.resolve("sources");
+    TestSources.write(sources, 400);
+    Path link = Files.createSymbolicLink(folder.resolve("link"), sources);
+    SourceFiles files = SourceFiles.under(link);
+    assertThat(files.training()).allSatisfy(file -> assertThat(file).startsWith(link));
+    assertThat(files.heldOut().stream().map(link::relativize))
+        .containsExactlyElementsOf(
+            SourceFiles.under(sources).heldOut().stream().map(sources::relativize).toList());
+  }
+
+  @Test
+  void aFolderThatCannotBeReadIsAnError() throws IOException {
+    Path closed = Files.createDirectory(folder.resolve("closed"));
+    assumeTrue(closed.toFile().setReadable(false) && !Files.isReadable(closed), "not as root");
+    assertThatThrownBy(() -> SourceFiles.under(folder))
+        .isInstanceOf(AccessDeniedException.class)
+        .hasMessage(closed.toString());
   }
 
   @Test

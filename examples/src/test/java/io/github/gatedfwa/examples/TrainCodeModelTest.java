@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.zoo.lm.TextGenerator;
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
+import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.PrintWriter;
@@ -18,6 +19,7 @@ import java.util.concurrent.TimeUnit;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
@@ -81,6 +83,7 @@ class TrainCodeModelTest {
   }
 
   @Test
+  @Timeout(value = 5, unit = TimeUnit.MINUTES)
   void anInterruptedRunGoesOnAsIfNothingHadHappened() throws Exception {
     Path model = folder.resolve("interrupted.zip");
     Path log = folder.resolve("interrupted.log");
@@ -89,9 +92,13 @@ class TrainCodeModelTest {
             .redirectErrorStream(true)
             .redirectOutput(log.toFile())
             .start();
-    awaitFirstSave(model, process);
-    process.destroy();
-    assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
+    try {
+      awaitFirstSave(model, process);
+      process.destroy();
+      assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
+    } finally {
+      process.destroyForcibly();
+    }
     int step = assertSavedAndSaid(model, Files.readString(log));
     assertThat(process.exitValue()).isEqualTo(128 + 15);
 
@@ -104,6 +111,7 @@ class TrainCodeModelTest {
   }
 
   @Test
+  @Timeout(value = 5, unit = TimeUnit.MINUTES)
   void controlCOnATerminalSaves() throws Exception {
     Path model = folder.resolve("terminal.zip");
     Path log = folder.resolve("terminal.log");
@@ -115,16 +123,19 @@ class TrainCodeModelTest {
                 "--default-signal=INT",
                 "script",
                 "-qec",
-                String.join(" ", Programs.command(TrainCodeModel.class, training(model))),
+                Programs.quoted(Programs.command(TrainCodeModel.class, training(model))),
                 log.toString())
             .redirectErrorStream(true)
             .redirectOutput(ProcessBuilder.Redirect.DISCARD)
             .start();
-    awaitFirstSave(model, process);
     try (OutputStream keyboard = process.getOutputStream()) {
+      awaitFirstSave(model, process);
       keyboard.write(3);
       keyboard.flush();
       assertThat(process.waitFor(2, TimeUnit.MINUTES)).isTrue();
+    } finally {
+      process.descendants().forEach(ProcessHandle::destroyForcibly);
+      process.destroyForcibly();
     }
     assertSavedAndSaid(model, Files.readString(log));
     assertThat(process.exitValue()).isEqualTo(128 + 2);
@@ -218,7 +229,26 @@ class TrainCodeModelTest {
                 "--heads=3"))
         .contains("nHeads")
         .hasLineCount(1);
-    assertThat(error(new TrainCodeModel(), "--sources", "nowhere")).contains("nowhere (--sources)");
+    assertThat(error(new TrainCodeModel(), "--sources", "nowhere"))
+        .isEqualTo("no such folder: nowhere (--sources)\n");
+    assertThat(error(new TrainCodeModel(), "--sample=-1"))
+        .contains("--sample must be at least 0, got -1");
+  }
+
+  @Test
+  void aModelFromElsewhereHasNoCurveYetAndNoSampleIsNoSample() throws IOException {
+    Path model = folder.resolve("imported.zip");
+    CodeModel.save(
+        CodeModel.create(16, 2, 2, 8, 32, 1, new WarmupCosineSchedule(1e-2, 1e-3, 5, 50)), model);
+    StringWriter printed = new StringWriter();
+    String[] options = training(model);
+    options[2] = "--steps=1";
+    options[options.length - 1] = "--sample=0";
+    assertThat(run(new TrainCodeModel(), printed, options)).isZero();
+    assertThat(printed.toString())
+        .contains("Bits per byte on the held-out files:", "Saved: ")
+        .doesNotContain("from the model:");
+    assertThat(folder.resolve("imported.zip.csv")).content().hasLineCount(2);
   }
 
   private static String[] training(Path model) {

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.github.gatedfwa.layers.GateListener.Reading;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
@@ -30,6 +31,12 @@ class LayerGuideTest {
     INDArray labels = Nd4j.zeros(type, 2, classes, 30);
     labels.get(NDArrayIndex.all(), NDArrayIndex.point(1), NDArrayIndex.all()).assign(1);
     return new DataSet(input(2, 30).castTo(type), labels);
+  }
+
+  /** NaN if there is one. */
+  private static double largest(INDArray x) {
+    double[] values = x.castTo(DataType.DOUBLE).dup('c').data().asDouble();
+    return Arrays.stream(values).map(Math::abs).max().orElseThrow();
   }
 
   @Test
@@ -79,7 +86,7 @@ class LayerGuideTest {
                 .dup());
     INDArray part =
         output.get(NDArrayIndex.interval(1, 2), NDArrayIndex.all(), NDArrayIndex.interval(0, 5));
-    assertThat(part.sub(alone).amaxNumber().doubleValue()).isLessThan(1e-6);
+    assertThat(largest(part.sub(alone))).isLessThan(1e-6);
   }
 
   @Test
@@ -91,7 +98,7 @@ class LayerGuideTest {
     for (int t = 0; t < 8; t++) {
       INDArray expected =
           full.get(NDArrayIndex.all(), NDArrayIndex.all(), NDArrayIndex.interval(t, t + 1));
-      assertThat(outputs.get(t).sub(expected).amaxNumber().doubleValue()).isLessThan(1e-6);
+      assertThat(largest(outputs.get(t).sub(expected))).isLessThan(1e-6);
     }
     LayerGuide.saveState(network, 0, folder.resolve("state"));
     INDArray next = network.rnnTimeStep(input(1, 1).assign(1));

@@ -6,14 +6,17 @@ import java.io.IOException;
 import java.nio.file.Path;
 import org.junit.jupiter.api.Test;
 
-/** The code of docs/zoo.md does what the page says. */
+/** The code of docs/zoo.md, which the README shows too, does what the pages say. */
 class ZooGuideTest {
   @Test
   void thePageShowsThisCode() throws IOException {
     assertThat(Snippets.of(ZooGuide.class, "zoo.md"))
         .hasSize(1)
         .allSatisfy(
-            snippet -> assertThat(Path.of("..", "docs", "zoo.md")).content().contains(snippet));
+            snippet -> {
+              assertThat(Path.of("..", "docs", "zoo.md")).content().contains(snippet);
+              assertThat(Path.of("..", "README.md")).content().contains(snippet);
+            });
   }
 
   @Test

@@ -1,6 +1,7 @@
 package io.github.gatedfwa.examples;
 
 import static io.github.gatedfwa.examples.Programs.run;
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
@@ -83,7 +84,7 @@ class FineTuneTest {
     double after = reported(output, "after");
     assertThat(after).isLessThan(0.95 * before);
     assertThat(output).contains("After 0 steps: ", "After 12 steps: ", "Saved: " + tuned);
-    assertThat(beside(tuned, ".csv")).content().contains("TINY_JAVA on ").hasLineCount(2 + 4);
+    assertThat(beside(tuned, ".csv")).content(UTF_8).contains("TINY_JAVA on ").hasLineCount(2 + 4);
     try (OwnText own = OwnText.read(text, "*", 1, 1 << 16, tuned)) {
       assertThat(own.heldOut()).hasSizeBetween(1, 2);
       assertThat(

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.examples;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.github.gatedfwa.layers.GateListener.Reading;
@@ -44,7 +45,8 @@ class LayerGuideTest {
     assertThat(Snippets.of(LayerGuide.class, "layers.md"))
         .hasSize(10)
         .allSatisfy(
-            snippet -> assertThat(Path.of("..", "docs", "layers.md")).content().contains(snippet));
+            snippet ->
+                assertThat(Path.of("..", "docs", "layers.md")).content(UTF_8).contains(snippet));
   }
 
   @Test
@@ -52,7 +54,8 @@ class LayerGuideTest {
     assertThat(Snippets.of(LayerGuide.class, "nsa.md"))
         .hasSize(1)
         .allSatisfy(
-            snippet -> assertThat(Path.of("..", "docs", "nsa.md")).content().contains(snippet));
+            snippet ->
+                assertThat(Path.of("..", "docs", "nsa.md")).content(UTF_8).contains(snippet));
     GraphBuilder graph =
         new NeuralNetConfiguration.Builder()
             .graphBuilder()

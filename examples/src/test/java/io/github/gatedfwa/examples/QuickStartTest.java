@@ -1,5 +1,6 @@
 package io.github.gatedfwa.examples;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
@@ -23,7 +24,8 @@ class QuickStartTest {
   void theReadmeShowsThisCode() throws IOException {
     assertThat(Snippets.of(QuickStart.class, "README"))
         .hasSize(3)
-        .allSatisfy(snippet -> assertThat(Path.of("..", "README.md")).content().contains(snippet));
+        .allSatisfy(
+            snippet -> assertThat(Path.of("..", "README.md")).content(UTF_8).contains(snippet));
   }
 
   @Test
@@ -37,7 +39,7 @@ class QuickStartTest {
       String version = xpath.evaluate(path, pom);
       assertThat(version).isNotEmpty();
       assertThat(Path.of("..", "README.md"))
-          .content()
+          .content(UTF_8)
           .contains("<version>" + version + "</version>");
     }
   }

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.examples;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
@@ -53,7 +54,7 @@ class TrainCodeModelTest {
     assertThat(reported("order-1 model")).isLessThan(reported("order-0 model"));
     assertThat(reported("xz -9")).isPositive();
     assertThat(folder.resolve("trained.zip.png")).isNotEmptyFile();
-    assertThat(folder.resolve("trained.zip.csv")).content().hasLineCount(STEPS + 1);
+    assertThat(folder.resolve("trained.zip.csv")).content(UTF_8).hasLineCount(STEPS + 1);
     String generated =
         output.substring(output.indexOf("from the model:"), output.indexOf("\n\nSaved:"));
     assertThat(generated).contains("class").hasSizeGreaterThan(40);
@@ -248,7 +249,7 @@ class TrainCodeModelTest {
     assertThat(printed.toString())
         .contains("Bits per byte on the held-out files:", "Saved: ")
         .doesNotContain("from the model:");
-    assertThat(folder.resolve("imported.zip.csv")).content().hasLineCount(2);
+    assertThat(folder.resolve("imported.zip.csv")).content(UTF_8).hasLineCount(2);
   }
 
   private static String[] training(Path model) {

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.examples;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
@@ -14,8 +15,8 @@ class ZooGuideTest {
         .hasSize(1)
         .allSatisfy(
             snippet -> {
-              assertThat(Path.of("..", "docs", "zoo.md")).content().contains(snippet);
-              assertThat(Path.of("..", "README.md")).content().contains(snippet);
+              assertThat(Path.of("..", "docs", "zoo.md")).content(UTF_8).contains(snippet);
+              assertThat(Path.of("..", "README.md")).content(UTF_8).contains(snippet);
             });
   }
 

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.layers;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.github.gatedfwa.nativeops.Bits;
@@ -140,7 +141,7 @@ class ParallelTest {
             Path.of("src/test/java", ParallelTest.class.getName().replace('.', '/') + ".java"));
     int start = code.indexOf("\n", code.indexOf("// layers.md: parallel")) + 1;
     String shown = code.substring(start, code.lastIndexOf("\n", code.indexOf("// layers.md: end")));
-    assertThat(Path.of("..", "docs", "layers.md")).content().contains(shown.stripIndent());
+    assertThat(Path.of("..", "docs", "layers.md")).content(UTF_8).contains(shown.stripIndent());
     ParallelInference inference = server(net(Nets.Kind.GRAPH, RNNFormat.NCW));
     assertThat(inference.output(Nets.random(DataType.FLOAT, 1, 3, N_IN, TIME)).shape())
         .containsExactly(3, 2, TIME);

@@ -178,8 +178,7 @@ class OraclePropertyTest {
           0.5 / Math.sqrt(Math.min(problem.window(), problem.queries() + problem.earlier()));
       case "lse" -> 1;
       case "dv" -> 0.5 * Math.sqrt(problem.group());
-      case "dq", "dk", "dalpha" -> composed ? 0.5 * Math.sqrt(problem.valueSize()) : 0.1;
-      default -> 0;
+      default -> composed ? 0.5 * Math.sqrt(problem.valueSize()) : 0.1; // dq, dk, dalpha
     };
   }
 

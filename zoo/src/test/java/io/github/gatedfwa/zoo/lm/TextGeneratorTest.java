@@ -218,17 +218,18 @@ class TextGeneratorTest {
                     "embedding")
                 .addLayer(
                     "lstm", new LSTM.Builder().nOut(16).dataFormat(format).build(), "attention")
-                .addLayer(
-                    "out",
-                    new RnnOutputLayer.Builder()
-                        .nOut(GatedFwaLM.BYTES)
-                        .activation(Activation.SOFTMAX)
-                        .build(),
-                    "lstm")
+                .addLayer("out", outputOfBytes(), "lstm")
                 .setOutputs("out")
                 .build());
     recurrent.init();
     return recurrent;
+  }
+
+  private static RnnOutputLayer outputOfBytes() {
+    return new RnnOutputLayer.Builder()
+        .nOut(GatedFwaLM.BYTES)
+        .activation(Activation.SOFTMAX)
+        .build();
   }
 
   @Test
@@ -240,13 +241,7 @@ class TextGeneratorTest {
                 .addInputs("in")
                 .setInputTypes(InputType.recurrent(GatedFwaLM.BYTES))
                 .addLayer("attention", GatedFWALayer.builder().nOut(16).nHeads(2).build(), "in")
-                .addLayer(
-                    "out",
-                    new RnnOutputLayer.Builder()
-                        .nOut(GatedFwaLM.BYTES)
-                        .activation(Activation.SOFTMAX)
-                        .build(),
-                    "attention")
+                .addLayer("out", outputOfBytes(), "attention")
                 .setOutputs("out")
                 .build());
     features.init();

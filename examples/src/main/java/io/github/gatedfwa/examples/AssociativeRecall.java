@@ -131,7 +131,7 @@ public final class AssociativeRecall implements Callable<Integer> {
         attention,
         1 + 2 * keys,
         task,
-        lengths,
+        lengths.stream().map(length -> new Recall.Stage(length, options.steps)).toList(),
         options,
         interruption,
         (length, network) -> {

@@ -28,8 +28,8 @@ import picocli.CommandLine.Spec;
 /**
  * Needles in a haystack: pairs of a key and a value are planted in long real text, Java source, and
  * asked for at its end. Trains one model with GatedFWA alone and one with GatedFWA and native
- * sparse attention, first with short texts, then with longer and longer ones, and shows for each
- * how many values it knows against how far back they stand.
+ * sparse attention, first with short texts, then with twice as long ones for half as many steps and
+ * so on, and shows for each how many values it knows against how far back they stand.
  */
 @Command(
     name = "Needle",
@@ -103,7 +103,7 @@ public final class Needle implements Callable<Integer> {
                 kind.getValue(),
                 BYTES,
                 training,
-                Recall.doubling(SHORTEST * needles, context),
+                Recall.doubling(SHORTEST * needles, context, options.steps),
                 options,
                 interruption,
                 (length, trained) -> {});

@@ -5,8 +5,10 @@ import io.github.gatedfwa.layers.WindowedAttentionLayer;
 import io.github.gatedfwa.zoo.training.WarmupCosineSchedule;
 import java.io.PrintWriter;
 import java.nio.file.Path;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Deque;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -64,7 +66,8 @@ final class Recall {
 
     @Option(
         names = "--steps",
-        description = "training steps at most with each length; a model that knows goes on sooner")
+        description =
+            "training steps at most with the shortest sequences; a model that knows goes on sooner")
     int steps = 300;
 
     @Option(names = "--batch", description = "sequences in a step")
@@ -105,7 +108,10 @@ final class Recall {
     }
   }
 
-  /** Probability of the right answers, in so many steps in a row, that ends the training. */
+  /** Examples of one length, and for how many steps at most they are trained with. */
+  record Stage(int length, int steps) {}
+
+  /** Probability of the right answers, over so many steps, that ends a stage. */
   private static final double ENOUGH = 0.95;
 
   private static final int LOOK_AT = 20;
@@ -113,21 +119,20 @@ final class Recall {
   /**
    * Trains a model of blocks with this attention; new weights, new examples in every step.
    *
-   * @param lengths of the examples, one after the other: what is found in short ones is a start for
-   *     longer ones
-   * @param afterLength takes each length and the model that has been trained with it
+   * @param stages one after the other: what is found in short examples is a start for longer ones
+   * @param afterStage takes each stage's length and the model that has been trained with it
    */
   static ComputationGraph train(
       String name,
       AttentionLayer attention,
       int vocabulary,
       Task task,
-      List<Integer> lengths,
+      List<Stage> stages,
       Options options,
       Interruption interruption,
-      BiConsumer<Integer, ComputationGraph> afterLength) {
+      BiConsumer<Integer, ComputationGraph> afterStage) {
     Random random = new Random(options.seed);
-    int steps = options.steps * lengths.size();
+    int steps = stages.stream().mapToInt(Stage::steps).sum();
     WarmupCosineSchedule schedule =
         new WarmupCosineSchedule(
             options.learningRate, options.learningRate / 10, Math.min(50, steps), steps);
@@ -137,24 +142,27 @@ final class Recall {
             options.width,
             options.blocks,
             attention,
-            task.next(lengths.get(0), random).questions().size(),
+            task.next(stages.get(0).length(), random).questions().size(),
             options.seed,
             schedule);
-    for (int length : lengths) {
-      try (ProgressBar bar = Progress.bar("%s, N = %d".formatted(name, length), 0, options.steps)) {
-        int good = 0;
+    for (Stage stage : stages) {
+      try (ProgressBar bar =
+          Progress.bar("%s, N = %d".formatted(name, stage.length()), 0, stage.steps())) {
+        Deque<Double> last = new ArrayDeque<>();
         for (int step = 0;
-            step < options.steps && good < LOOK_AT && !interruption.requested();
+            step < stage.steps() && !known(last) && !interruption.requested();
             step++) {
-          List<Example> examples = examples(task, length, options.batch, random);
+          List<Example> examples = examples(task, stage.length(), options.batch, random);
           network.fit(data(examples));
           double loss = network.score() / examples.get(0).questions().size();
           if (!Double.isFinite(loss)) {
             throw new IllegalArgumentException(
                 "the loss became " + loss + "; try a lower --learning-rate");
           }
-          // exp(-loss) is the geometric mean of the answers' probabilities.
-          good = Math.exp(-loss) >= ENOUGH ? good + 1 : 0;
+          last.addLast(loss);
+          if (last.size() > LOOK_AT) {
+            last.removeFirst();
+          }
           bar.setExtraMessage(String.format(Locale.ROOT, "loss %.3f", loss));
           bar.step();
         }
@@ -162,19 +170,25 @@ final class Recall {
       if (interruption.requested()) {
         break;
       }
-      afterLength.accept(length, network);
+      afterStage.accept(stage.length(), network);
     }
     return network;
   }
 
-  /** Lengths that double from one on and end with the last. */
-  static List<Integer> doubling(int first, int last) {
-    List<Integer> lengths = new ArrayList<>();
+  private static boolean known(Deque<Double> losses) {
+    // exp(-loss) is the geometric mean of the answers' probabilities.
+    return losses.size() == LOOK_AT
+        && losses.stream().mapToDouble(loss -> loss).average().orElseThrow() <= -Math.log(ENOUGH);
+  }
+
+  /** Lengths that double from one on and end with the last; each has as many tokens in all. */
+  static List<Stage> doubling(int first, int last, int firstSteps) {
+    List<Stage> stages = new ArrayList<>();
     for (int length = first; length < last; length *= 2) {
-      lengths.add(length);
+      stages.add(new Stage(length, Math.max(1, firstSteps * first / length)));
     }
-    lengths.add(last);
-    return lengths;
+    stages.add(new Stage(last, Math.max(1, firstSteps * first / last)));
+    return stages;
   }
 
   static List<Example> examples(Task task, int length, int count, Random random) {

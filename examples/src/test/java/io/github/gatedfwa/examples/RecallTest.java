@@ -130,7 +130,7 @@ class RecallTest {
                   .build(),
               9,
               task,
-              List.of(16),
+              List.of(new Recall.Stage(16, options.steps)),
               options,
               interruption,
               (length, trained) -> {});

@@ -1,4 +1,4 @@
-// Fuzz target of the checks between a framework and the kernels (op/arguments.h). The input's bytes are a right call of
+// Fuzz target of the checks between a framework and the kernels (op/arguments.h, op/nsa_arguments.h). The input's bytes are a right call of
 // an op and changes to it. A call is refused with a std::invalid_argument that begins with the op's name, or it is
 // safe: its outputs overlap nothing, and a kernel that runs it on the arrays changes no byte outside of its outputs.
 //
@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "op/arguments.h"
+#include "op/nsa_arguments.h"
 #ifdef GATEDFWA_FUZZ_REPLAY
 #include <filesystem>
 #include <fstream>
@@ -104,11 +104,51 @@ class Layout {
   size_t at_ = kArena / 4;
 };
 
+constexpr const char* kNsaOps[] = {"nsa_compressed_attention", "nsa_compressed_attention_bp",
+                                   "nsa_selected_attention", "nsa_selected_attention_bp", "nsa_select"};
+
+/// A right call of kNsaOps[op].
+Call rightNsaCall(Bytes& bytes, size_t op, DataType type, DataType accumulator) {
+  const bool compressed = op < 2, select = op == 4, gradient = op % 2 == 1;
+  const int64_t batch = bytes.below(3), queries = bytes.below(6), length = queries + bytes.below(12);
+  const int64_t kvHeads = 1 + bytes.below(2), heads = kvHeads * (1 + bytes.below(3));
+  const int64_t size = 1 + bytes.below(9), valueSize = 1 + bytes.below(9);
+  const int64_t stride = 1 + bytes.below(3), block = stride * (1 + bytes.below(2));
+  const int64_t selectionBlock = block * (1 + bytes.below(2)), topN = 3 + bytes.below(3);
+  const uint8_t flags = bytes.byte();
+  const int64_t keys = compressed || select ? (length < block ? 0 : (length - block) / stride + 1) : length;
+  Layout layout;
+  Call call;
+  call.op = kNsaOps[op];
+  std::vector<ArrayView>& inputs = call.arguments.inputs;
+  inputs = {layout.array(type, {batch, queries, heads, size}), layout.array(type, {batch, keys, kvHeads, size})};
+  const ArrayView lse = layout.array(accumulator, {batch, heads, queries});
+  const ArrayView indices = layout.array(DataType::Int, {batch, queries, kvHeads, topN});
+  inputs.push_back(select ? lse : layout.array(type, {batch, keys, kvHeads, valueSize}));
+  if (!compressed && !select) inputs.push_back(indices);
+  if (flags & 1) inputs.push_back(layout.array(flags & 2 ? DataType::Bool : type, {batch, keys}));
+  call.arguments.booleans = {(flags & 1) != 0};
+  call.arguments.integers = compressed ? std::vector<int64_t>{block, stride, length}
+                            : select   ? std::vector<int64_t>{block, stride, selectionBlock, topN, length}
+                                       : std::vector<int64_t>{selectionBlock};
+  const ArrayView o = layout.array(type, {batch, queries, heads, valueSize});
+  if (select) {
+    call.outputs = {indices};
+  } else if (!gradient) {
+    call.outputs = {o, lse};
+  } else {
+    inputs.insert(inputs.end(), {o, lse, layout.array(type, {batch, queries, heads, valueSize})});
+    for (size_t i = 0; i < 3; i++) call.outputs.push_back(layout.array(inputs[i].type, inputs[i].shape));
+  }
+  return call;
+}
+
 Call rightCall(Bytes& bytes) {
   static const DataType types[] = {DataType::Float, DataType::Double, DataType::Half, DataType::BFloat16};
-  const size_t op = bytes.below(4);
+  const size_t op = bytes.below(9);
   const DataType type = types[bytes.below(4)];
   const DataType accumulator = type == DataType::Double ? DataType::Double : DataType::Float;
+  if (op >= 4) return rightNsaCall(bytes, op - 4, type, accumulator);
   const int64_t batch = bytes.below(3), queries = bytes.below(6), keys = queries + bytes.below(4);
   const int64_t kvHeads = 1 + bytes.below(2), heads = kvHeads * (1 + bytes.below(3));
   Layout layout;
@@ -204,6 +244,7 @@ size_t sizeOf(DataType type) {
     case DataType::Double:
       return 8;
     case DataType::Float:
+    case DataType::Int:
       return 4;
     case DataType::Bool:
       return 1;
@@ -266,11 +307,29 @@ bool checkAccepted(const Call& call, std::vector<std::vector<intptr_t>>& written
   return runnable && small;
 }
 
+/// Numbers of all sizes; in an array of indices, where that is in the arena, blocks 0, 1, .. and, from the query's own
+/// on, -1. Answers whether that is so.
+bool fillArena(const ArrayView* indices, int64_t selectionBlock) {
+  for (size_t i = 0; i < kArena; i++) arena[i] = static_cast<char>(i % 61 + (i % 2) * 30);
+  if (!indices) return true;
+  std::vector<intptr_t> elements;
+  if (indices->type != DataType::Int || indices->shape.size() != 4 || indices->strides.size() != 4 ||
+      !addresses(*indices, elements) || !inArena(elements, 4))
+    return false;
+  const int64_t topN = indices->shape[3];
+  for (size_t i = 0; i < elements.size(); i++) {
+    const int64_t row = static_cast<int64_t>(i) / (topN * std::max<int64_t>(1, indices->shape[2]));
+    const int64_t place = static_cast<int64_t>(i) % topN, query = row % std::max<int64_t>(1, indices->shape[1]);
+    const int32_t block = selectionBlock > 0 && place <= query / selectionBlock ? static_cast<int32_t>(place) : -1;
+    std::memcpy(reinterpret_cast<void*>(elements[i]), &block, sizeof block);
+  }
+  return true;
+}
+
 #ifdef GATEDFWA_FUZZ_REPLAY
 template <typename Params>
 void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const Params& params,
                void (*kernel)(const Params&, const gatedfwa::Executor&, cpu::InstructionSet)) {
-  for (size_t i = 0; i < kArena; i++) arena[i] = static_cast<char>(i % 61 + (i % 2) * 30);
   std::memcpy(before, arena, kArena);
   const gatedfwa::Executor executor{1, [](int workers, const std::function<void(int)>& body) {
                                       for (int i = 0; i < workers; i++) body(i);
@@ -295,6 +354,21 @@ void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& writt
 void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const GateBackward& params) {
   runKernel(call, written, params, cpu::gateBackward);
 }
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaCompressedForward& params) {
+  runKernel(call, written, params, cpu::nsaCompressedForward);
+}
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaCompressedBackward& params) {
+  runKernel(call, written, params, cpu::nsaCompressedBackward);
+}
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaSelect& params) {
+  runKernel(call, written, params, cpu::nsaSelect);
+}
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaSelectedForward& params) {
+  runKernel(call, written, params, cpu::nsaSelectedForward);
+}
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaSelectedBackward& params) {
+  runKernel(call, written, params, cpu::nsaSelectedBackward);
+}
 #else
 template <typename Params>
 void runKernel(const Call&, const std::vector<std::vector<intptr_t>>&, const Params&) {}
@@ -308,20 +382,42 @@ void run(const Call& call, const Params& params) {
 
 void check(const Call& call) {
   const std::string op = call.op;
+  const OpArguments& arguments = call.arguments;
   std::vector<OutputShape> shapes;
+  const bool selected = op == "nsa_selected_attention" || op == "nsa_selected_attention_bp";
+  // Where the indices are nowhere, they are not looked at, as those on a GPU, and no kernel runs.
+  const bool filled = fillArena(selected && arguments.inputs.size() > 3 ? &arguments.inputs[3] : nullptr,
+                                arguments.integers.empty() ? 0 : arguments.integers[0]);
   try {
     if (op == "gated_fwa") {
-      shapes = attentionForwardShapes(call.arguments);
-      run(call, attentionForwardParams(call.arguments, call.outputs));
+      shapes = attentionForwardShapes(arguments);
+      run(call, attentionForwardParams(arguments, call.outputs));
     } else if (op == "gated_fwa_bp") {
-      shapes = attentionBackwardShapes(call.arguments);
-      run(call, attentionBackwardParams(call.arguments, call.outputs));
+      shapes = attentionBackwardShapes(arguments);
+      run(call, attentionBackwardParams(arguments, call.outputs));
     } else if (op == "gated_fwa_gate") {
-      shapes = gateForwardShapes(call.arguments);
-      run(call, gateForwardParams(call.arguments, call.outputs));
+      shapes = gateForwardShapes(arguments);
+      run(call, gateForwardParams(arguments, call.outputs));
+    } else if (op == "gated_fwa_gate_bp") {
+      shapes = gateBackwardShapes(arguments);
+      run(call, gateBackwardParams(arguments, call.outputs));
+    } else if (op == "nsa_compressed_attention") {
+      shapes = nsaCompressedForwardShapes(arguments);
+      run(call, nsaCompressedForwardParams(arguments, call.outputs));
+    } else if (op == "nsa_compressed_attention_bp") {
+      shapes = nsaCompressedBackwardShapes(arguments);
+      run(call, nsaCompressedBackwardParams(arguments, call.outputs));
+    } else if (op == "nsa_select") {
+      shapes = nsaSelectShapes(arguments);
+      run(call, nsaSelectParams(arguments, call.outputs));
+    } else if (op == "nsa_selected_attention") {
+      shapes = nsaSelectedForwardShapes(arguments);
+      const NsaSelectedForward params = nsaSelectedForwardParams(arguments, call.outputs, filled);
+      if (filled) run(call, params);
     } else {
-      shapes = gateBackwardShapes(call.arguments);
-      run(call, gateBackwardParams(call.arguments, call.outputs));
+      shapes = nsaSelectedBackwardShapes(arguments);
+      const NsaSelectedBackward params = nsaSelectedBackwardParams(arguments, call.outputs, filled);
+      if (filled) run(call, params);
     }
     for (size_t i = 0; i < shapes.size(); i++)
       if (call.outputs[i].shape != shapes[i].shape) fail(op + ": accepted an output of another shape");

@@ -1,4 +1,5 @@
-// Backward on Hopper's tensor cores (wgmma), in the two passes of backward_mma.cuh, behind the skeleton of hopper.cuh.
+// Backward on Hopper's tensor cores (wgmma), D = 128, in the two passes of backward_mma.cuh, behind the skeleton of
+// hopper.cuh. What the query tiles of a key-stationary kernel bring is for backward_one_pass_hopper.cuh (D = 64) too.
 //
 //   dqHopperKernel    a consumer group keeps 64 queries (Q, dO), key tiles stream:  dq = scale dS K
 //   dkdvHopperKernel  a consumer group keeps 64 keys (K, V), query tiles stream:    dv = P^T dO, dk = scale dS^T Q,
@@ -239,6 +240,25 @@ __device__ __forceinline__ void tilesThatSee(const AttentionArgs<T>& a, int firs
   firstTile = static_cast<int>(from / kSumTile);
   lastTile = to < from ? firstTile - 1 : static_cast<int>(to / kSumTile);
 }
+/// Starts the copies of a query tile.
+template <int head, typename T>
+__device__ __forceinline__ void copyQueries(const AttentionArgs<T>& a, HopperQueryTerms& terms, uint32_t tileQ,
+                                            uint32_t tileDo, uint32_t landed, const CUtensorMap& mapQ,
+                                            const CUtensorMap& mapDo, int b, int h, int64_t bh, int index) {
+  const int64_t keyTile = bh * a.keys.tiles() + index - a.keys.first / kSumTile;
+  const int first = index * kSumTile - (a.M - a.N);
+  barrierExpect(landed, 2 * head * 128 + 3 * kSumTile * 4 + (a.sums.prefix ? kSumTile * 4 + 16 : 0));
+  copyTensor<head>(tileQ, mapQ, first, h, b, landed);
+  copyTensor<head>(tileDo, mapDo, first, h, b, landed);
+  const int64_t row = bh * a.queries.length + index * kSumTile - a.queries.first;
+  copyBulk<kSumTile>(terms.lse, a.rowLse + row, landed);
+  copyBulk<kSumTile>(terms.decayedLse, a.rowDecayedLse + row, landed);
+  copyBulk<kSumTile>(terms.delta, a.rowDelta + row, landed);
+  if (a.sums.prefix) {
+    copyBulk<kSumTile>(terms.prefix, a.sums.prefix + keyTile * kSumTile, landed);
+    copyBulk<2>(terms.resets, a.sums.resets + (keyTile & ~1), landed);
+  }
+}
 template <int rows, typename T>
 __device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const WorkList& at) {
   KeyWork x;
@@ -279,21 +299,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         for (int h = x.kvHead * a.group; h < (x.kvHead + 1) * a.group; ++h) {
           const int64_t bh = static_cast<int64_t>(x.b) * a.H + h;
           for (int index = x.firstTile; index <= x.lastTile; ++index, at.advance()) {
-            const int64_t keyTile = bh * a.keys.tiles() + index - a.keys.first / kSumTile;
             barrierWait(block.freed(at.slot), at.phase ^ 1);
-            HopperQueryTerms& terms = block.terms[at.slot];
-            const uint32_t landed = block.landed(at.slot);
-            barrierExpect(landed, 2 * head * 128 + 3 * kSumTile * 4 + (a.sums.prefix ? kSumTile * 4 + 16 : 0));
-            copyTensor<head>(block.streamedTile(at.slot, 0), mapQ, index * kSumTile - offset, h, x.b, landed);
-            copyTensor<head>(block.streamedTile(at.slot, 1), mapDo, index * kSumTile - offset, h, x.b, landed);
-            const int64_t row = bh * a.queries.length + index * kSumTile - a.queries.first;
-            copyBulk<kSumTile>(terms.lse, a.rowLse + row, landed);
-            copyBulk<kSumTile>(terms.decayedLse, a.rowDecayedLse + row, landed);
-            copyBulk<kSumTile>(terms.delta, a.rowDelta + row, landed);
-            if (a.sums.prefix) {
-              copyBulk<kSumTile>(terms.prefix, a.sums.prefix + keyTile * kSumTile, landed);
-              copyBulk<2>(terms.resets, a.sums.resets + (keyTile & ~1), landed);
-            }
+            copyQueries<head>(a, block.terms[at.slot], block.streamedTile(at.slot, 0), block.streamedTile(at.slot, 1),
+                              block.landed(at.slot), mapQ, mapDo, x.b, h, bh, index);
           }
         }
       }
@@ -324,7 +332,6 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
   const int group = warp / 4 - 1, warpInGroup = warp % 4, g = lane / 4, t = lane % 4;
   const int row = 16 * warpInGroup + g;
   const uint32_t sharedK = block.stationaryTile(group, 0), sharedV = block.stationaryTile(group, 1);
-  [[maybe_unused]] uint32_t keys[Size::inRegisters ? head / 16 : 1][4], values[Size::inRegisters ? head / 16 : 1][4];
   float s[8][4], dp[8][4], dk[head / 8][4], dv[head / 8][4];
   uint32_t weights[4][4];
   Ring<Size::stages> at;
@@ -370,13 +377,6 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         zeroRows<head>(sharedK, bits | ~(0xffffull << (16 * warpInGroup)), lane);
         asyncProxyFence();
         groupBarrier(group);
-      }
-      if constexpr (Size::inRegisters) {
-        loadRows<head>(keys, sharedK, warpInGroup, lane);
-        barrierArrive(block.released(group, 0));
-        waitValues();
-        loadRows<head>(values, sharedV, warpInGroup, lane);
-        barrierArrive(block.released(group, 1));
       }
     };
 
@@ -446,17 +446,11 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         wgmmaFence();
         const uint64_t tileQ = descriptor(block.streamedTile(at.slot, 0));
         const uint64_t tileDo = descriptor(block.streamedTile(at.slot, 1));
-        if constexpr (Size::inRegisters)
-          multiplyTiles<T, head>(s, keys, tileQ);
-        else
-          multiplyTiles<T, head>(s, descriptorHere(sharedK), tileQ);
+        multiplyTiles<T, head>(s, descriptorHere(sharedK), tileQ);
         wgmmaCommit();
         multiplyBetween();
         wgmmaCommit();
-        if constexpr (Size::inRegisters)
-          multiplyTiles<T, head>(dp, values, tileDo);
-        else
-          multiplyTiles<T, head>(dp, descriptorHere(sharedV), tileDo);
+        multiplyTiles<T, head>(dp, descriptorHere(sharedV), tileDo);
         wgmmaCommit();
       };
       const auto addDk = [&] { multiplyWeights<T>(dk, weights, descriptor(block.streamedTile(at.previousSlot(), 0))); };
@@ -471,14 +465,14 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       hold(dk);
       hold(dv);
       multiply([&] {
-        if (!Size::inRegisters && member == 0) waitValues();
+        if (member == 0) waitValues();
       });
       while (true) {
         const HopperQueryTerms& terms = block.terms[at.slot];
         const bool diagonal = index == tile, last = index == ownLast && member == a.group - 1;
         wgmmaWait<2>();
         hold(s);
-        if (!Size::inRegisters && last) barrierArrive(block.released(group, 0));
+        if (last) barrierArrive(block.released(group, 0));
         if (diagonal) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -527,7 +521,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         wgmmaCommit();
         wgmmaWait<1>();
         hold(dp);
-        if (!Size::inRegisters && last) barrierArrive(block.released(group, 1));
+        if (last) barrierArrive(block.released(group, 1));
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
           const float2 y = *reinterpret_cast<const float2*>(terms.delta + 8 * n + 2 * t);
@@ -579,7 +573,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
 }
 
 template <typename T, int head>
-cudaError_t launchBackwardHopperHead(const AttentionArgs<T>& a, int multiprocessors, cudaStream_t stream) {
+cudaError_t launchBackwardTwoPasses(const AttentionArgs<T>& a, int multiprocessors, cudaStream_t stream) {
   using DqSize = HopperTile<Pass::Dq, head>;
   using DkdvSize = HopperTile<Pass::DkDv, head>;
   const auto dqKernel = dqHopperKernel<T, head>;

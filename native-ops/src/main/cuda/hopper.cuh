@@ -401,10 +401,10 @@ struct HopperBlock {
   }
 };
 
-/// Zeroes the rows of two neighbouring tiles whose bit is not set, so that no product sees what they hold. By a warp.
-template <int head>
+/// Zeroes the rows of neighbouring tiles whose bit is not set, so that no product sees what they hold. By a warp.
+template <int head, int count = 2>
 __device__ __forceinline__ void zeroRows(uint32_t tiles, uint64_t real, int lane) {
-  constexpr int chunks = 2 * (head / 64) * 8;  // of a row: panels of both tiles
+  constexpr int chunks = count * (head / 64) * 8;  // of a row: panels of all tiles
   for (uint64_t hidden = ~real; hidden; hidden &= hidden - 1) {
     const uint32_t row = tiles + (__ffsll(hidden) - 1) * 128;
     if (lane < chunks)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward_hopper.cuh"
+#include "backward_one_pass_hopper.cuh"
 #include "forward_hopper.cuh"
 
 #define GATEDFWA_HOPPER_INSTANCES(T)                                                               \
@@ -14,6 +15,6 @@
   template <>                                                                                      \
   cudaError_t launchBackwardHopper<T>(const AttentionArgs<T>& args, int head, int multiprocessors, \
                                       cudaStream_t stream) {                                       \
-    return head == 64 ? launchBackwardHopperHead<T, 64>(args, multiprocessors, stream)             \
-                      : launchBackwardHopperHead<T, 128>(args, multiprocessors, stream);           \
+    return head == 64 ? launchBackwardOnePass<T>(args, multiprocessors, stream)                    \
+                      : launchBackwardTwoPasses<T, 128>(args, multiprocessors, stream);            \
   }

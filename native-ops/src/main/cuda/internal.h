@@ -69,7 +69,11 @@ struct AttentionArgs {
   float *columnSums, *warpSums;
   float* rowSums;  ///< row sums of dS, [B, H, queries]: 0 but for rounding, see dalpha.cu
   int boundary, boundarySlots;
-  Rows<T> forwardO;  ///< o of the forward, where the backward's kernels compute delta themselves (Hopper)
+  Rows<T> forwardO;  ///< o of the forward, where the backward's kernels compute delta themselves (Hopper, D = 128)
+  // One-pass backward (Hopper, D = 64): of each tile of kSumTile queries, dq so far as accumulators lie with its row
+  // sums (D + 1 floats a row), and how many key blocks have added to it; after the last, how many items are taken.
+  float* dqSums;
+  int* dqCounts;
 };
 
 inline int64_t divUp(int64_t a, int64_t b) { return (a + b - 1) / b; }

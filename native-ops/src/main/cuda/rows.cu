@@ -44,54 +44,67 @@ __global__ void __launch_bounds__(kThreads) rowStatisticsKernel(const __grid_con
   const int64_t first = a.queryFirst + blockIdx.x % tiles * kSumTile;
   const T* const o = static_cast<const T*>(a.o.data) + b * a.o.strides[0] + h * a.o.strides[2];
   const T* const dO = static_cast<const T*>(a.dO.data) + b * a.dO.strides[0] + h * a.dO.strides[2];
+  constexpr int step = kThreads / kLanes, count = kSumTile / step;
+  __shared__ float deltas[kSumTile];
+  const int row = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  const int64_t length = a.keyLength - a.offset;
+  float delta[count] = {};
+  if (a.vector) {
+    for (int c = lane * perChunk; c < a.width; c += kLanes * perChunk) {
+      union Chunk {
+        uint4 bits;
+        T element[perChunk];
+      } u[count], v[count];
 #pragma unroll
-  for (int r = 0; r < kSumTile; r += kThreads / kLanes) {
-    const int row = r + threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    const int64_t p = first + row, t = p - a.offset;
-    const bool valid = t >= 0 && p < a.keyLength;
-    float delta = 0.f;
-    if (valid) {
+      for (int i = 0; i < count; ++i) {  // all under way together
+        const int64_t t = first + row + i * step - a.offset;
+        const bool valid = t >= 0 && t < length;
+        u[i].bits = valid ? *reinterpret_cast<const uint4*>(o + t * a.o.strides[1] + c) : make_uint4(0, 0, 0, 0);
+        v[i].bits = valid ? *reinterpret_cast<const uint4*>(dO + t * a.dO.strides[1] + c) : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < count; ++i)
+#pragma unroll
+        for (int e = 0; e < perChunk; ++e)
+          delta[i] = fmaf(toFloat(u[i].element[e]), toFloat(v[i].element[e]), delta[i]);
+    }
+  } else {
+    for (int i = 0; i < count; ++i) {
+      const int64_t t = first + row + i * step - a.offset;
+      if (t < 0 || t >= length) continue;
       const T* const x = o + t * a.o.strides[1];
       const T* const y = dO + t * a.dO.strides[1];
-      if (a.vector) {
-        for (int c = lane * perChunk; c < a.width; c += kLanes * perChunk) {
-          union {
-            uint4 bits;
-            T element[perChunk];
-          } u, v;
-          u.bits = *reinterpret_cast<const uint4*>(x + c);
-          v.bits = *reinterpret_cast<const uint4*>(y + c);
-#pragma unroll
-          for (int e = 0; e < perChunk; ++e) delta = fmaf(toFloat(u.element[e]), toFloat(v.element[e]), delta);
-        }
-      } else {
-        for (int d = lane; d < a.width; d += kLanes)
-          delta = fmaf(toFloat(x[d * a.o.strides[3]]), toFloat(y[d * a.dO.strides[3]]), delta);
-      }
-    }
-#pragma unroll
-    for (int d = kLanes / 2; d > 0; d /= 2) delta += __shfl_xor_sync(~0u, delta, d);
-    if (lane == 0) {
-      const float inf = infinity<float>();
-      double lse = inf, decay = 0;  // exp2(x - infinity) = 0: a row that sees no key, or is none
-      if (valid) {
-        const float x =
-            static_cast<const float*>(a.lse.data)[b * a.lse.strides[0] + h * a.lse.strides[1] + t * a.lse.strides[2]];
-        if (x != -inf) lse = x * kLog2e;
-        if (a.sums.prefix) {
-          const int64_t key = p - a.keyFirst;
-          const uint64_t resets = a.sums.resets[(bh * a.keySpan + key) / kSumTile];
-          decay = a.sums.prefix[bh * a.keySpan + key];
-          if (a.sums.prefixLow) decay += a.sums.prefixLow[bh * a.keySpan + key];
-          if (resets & bitsThrough(p % kSumTile)) decay = inf;
-        }
-      }
-      const int64_t at = bh * a.querySpan + p - a.queryFirst;
-      a.rowLse[at] = static_cast<float>(lse);
-      a.rowDecayedLse[at] = static_cast<float>(lse + decay);
-      a.rowDelta[at] = delta;
+      for (int d = lane; d < a.width; d += kLanes)
+        delta[i] = fmaf(toFloat(x[d * a.o.strides[3]]), toFloat(y[d * a.dO.strides[3]]), delta[i]);
     }
   }
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+#pragma unroll
+    for (int d = kLanes / 2; d > 0; d /= 2) delta[i] += __shfl_xor_sync(~0u, delta[i], d);
+    if (lane == 0) deltas[row + i * step] = delta[i];
+  }
+  __syncthreads();
+  if (threadIdx.x >= kSumTile) return;
+  const int64_t p = first + threadIdx.x, t = p - a.offset;
+  const float inf = infinity<float>();
+  double lse = inf, decay = 0;  // exp2(x - infinity) = 0: a row that sees no key, or is none
+  if (t >= 0 && t < length) {
+    const float x =
+        static_cast<const float*>(a.lse.data)[b * a.lse.strides[0] + h * a.lse.strides[1] + t * a.lse.strides[2]];
+    if (x != -inf) lse = x * kLog2e;
+    if (a.sums.prefix) {
+      const int64_t key = p - a.keyFirst;
+      const uint64_t resets = a.sums.resets[(bh * a.keySpan + key) / kSumTile];
+      decay = a.sums.prefix[bh * a.keySpan + key];
+      if (a.sums.prefixLow) decay += a.sums.prefixLow[bh * a.keySpan + key];
+      if (resets & bitsThrough(threadIdx.x)) decay = inf;
+    }
+  }
+  const int64_t at = bh * a.querySpan + p - a.queryFirst;
+  a.rowLse[at] = static_cast<float>(lse);
+  a.rowDecayedLse[at] = static_cast<float>(lse + decay);
+  a.rowDelta[at] = deltas[threadIdx.x];
 }
 
 }  // namespace

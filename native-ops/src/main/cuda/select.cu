@@ -102,7 +102,12 @@ void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const 
   float* const lse = call.arena.take<float>(queryRows);
   float* const decayedLse = call.arena.take<float>(queryRows);
   float* const delta = call.arena.take<float>(queryRows);
-  if (kernel == Kernel::Hopper) {  // its dq kernel computes them
+  const bool onePass = kernel == Kernel::Hopper && p.headSize == 64;
+  if (onePass) {
+    a.dqSums = call.arena.take<float>(queryRows * (p.headSize + 1));
+    a.dqCounts = call.arena.take<int>(queryRows / kSumTile + 1);
+  }
+  if (kernel == Kernel::Hopper && !onePass) {  // its dq kernel computes them
     a.forwardO = rows<T>(call, kernel, p.o, p.batch, p.queryLength, p.heads, p.valueSize);
     a.lse = static_cast<float*>(const_cast<void*>(p.lse.data));
     a.lseBatch = p.lse.strides[0];

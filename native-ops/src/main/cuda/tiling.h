@@ -79,15 +79,15 @@ struct HopperTiling {
   bool inRegisters;
 };
 
-/// `head` 64 or 128, 16-bit elements.
+/// 16-bit elements; `head` 64 (forward alone: the backward is OnePassTile) or 128.
 constexpr HopperTiling hopperTiling(Pass pass, int head) {
   switch (pass) {
     case Pass::Forward:
       return head == 64 ? HopperTiling{3, 11, 144, 80, true} : HopperTiling{3, 5, 152, 56, false};
     case Pass::Dq:
-      return head == 64 ? HopperTiling{3, 9, 144, 80, false} : HopperTiling{2, 4, 216, 72, false};
+      return HopperTiling{2, 4, 216, 72, false};
     case Pass::DkDv:
-      return head == 64 ? HopperTiling{2, 10, 232, 40, true} : HopperTiling{2, 4, 240, 24, false};
+      return HopperTiling{2, 4, 240, 24, false};
   }
   return {};
 }

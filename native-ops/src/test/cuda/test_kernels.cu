@@ -486,6 +486,36 @@ void runReruns(const Case& c, int reruns) {
   std::printf("%s: %d, %s\n", what.c_str(), reruns, same ? "identical" : "DIFFERENT");
 }
 
+/// Two backward calls at a time, on two streams, each with more blocks than fit beside the other's: both end, with the
+/// bits of a call alone.
+template <typename T>
+void runStreams() {
+  Case c{{1, 3000, 3000, 16, 8, 64, 64, 500, 0.125}};
+  const std::string what = describe(c, TypeOf<T>::name) + " streams";
+  if (what.find(only) == std::string::npos) return;
+  Call<T> x(c), y(c);
+  x.fill();
+  y.fill();
+  x.run(what);
+  y.run(what);
+  const auto dq = x.dq.values(), dk = x.dk.values(), dv = x.dv.values(), dalpha = x.dalpha.values();
+  const size_t bytes = attentionBackwardWorkspace(x.backward, x.target, c.mode);
+  Workspace a(bytes), b(bytes);
+  cudaStream_t streams[2];
+  for (cudaStream_t& s : streams) CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+  bool launched = true;
+  for (int i = 0; i < 20; ++i)
+    launched = launched && attentionBackward(x.backward, x.target, c.mode, a.data, bytes, streams[0]) &&
+               attentionBackward(y.backward, y.target, c.mode, b.data, bytes, streams[1]);
+  CHECK(cudaDeviceSynchronize());
+  check(launched, what + ": launches");
+  for (const Call<T>* call : {&x, &y})
+    check(call->dq.values() == dq && call->dk.values() == dk && call->dv.values() == dv &&
+              call->dalpha.values() == dalpha,
+          what + ": bits differ");
+  for (cudaStream_t s : streams) CHECK(cudaStreamDestroy(s));
+}
+
 /// A NaN in a key shows in the rows that see it, and in no row of another tile. A NaN under the mask shows nowhere.
 template <typename T>
 void runNan(FloatMode mode, int capability = 0) {
@@ -720,6 +750,7 @@ int main(int argc, char** argv) {
   runGate<double>();
   runFusedSums();
   runRefusals();
+  runStreams<__nv_bfloat16>();
   runNan<__nv_bfloat16>(FloatMode::Strict);
   runNan<__nv_bfloat16>(FloatMode::Strict, 80);
   runNan<__half>(FloatMode::Strict);

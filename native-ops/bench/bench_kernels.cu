@@ -1,6 +1,7 @@
 // Times the CUDA kernels with device events and writes CSV to standard output:
 //   kernel,type,B,H,N,D,w,gate,pass,ms,TFLOP/s
-// One line per pass: forward, backward, forward+backward. ms is the median over repetitions; TFLOP/s counts the band's
+// One line per pass: forward, backward, forward+backward; of `hopper` with a gate also the forward whose decay sums the
+// gate's own kernel has left (attentionForwardWithSums). ms is the median over repetitions; TFLOP/s counts the band's
 // useful operations only, 4 B H D pairs forward and 3.5 times that forward+backward.
 //
 //   bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...
@@ -81,7 +82,7 @@ double pairs(int64_t N, int64_t M, int64_t w) {
 
 template <typename T>
 void bench(const char* name, const char* typeName, ElementType type, FloatMode mode, int64_t B, int64_t H, int64_t Hkv,
-           int64_t N, int64_t M, int64_t D, int64_t w, bool gate, bool backward) {
+           int64_t N, int64_t M, int64_t D, int64_t w, bool gate, bool backward, bool readySums = false) {
   Buffer<T> q(B * N * H * D), k(B * M * Hkv * D), v(B * M * Hkv * D), o(B * N * H * D);
   Buffer<float> alpha(B * M * H), lse(B * H * N), dalpha(B * M * H);
   q.fill(B, N, H, D, Fill::Normal, 1);
@@ -120,6 +121,22 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
     std::fflush(stdout);
   };
   print("forward", milliseconds(runForward), 1);
+  if (gate && readySums) {
+    Buffer<float> h(B * M * H), beta(B * M * H), gated(B * M * H);
+    h.fill(B, M, H, 1, Fill::Normal, 6);
+    beta.fill(B, M, H, 1, Fill::SmallDecay, 7);
+    Buffer<char> sums(decaySumsBytes(B, M, H, ElementType::Float32));
+    must(gateForward({ElementType::Float32, B, M, H, 1e-3, h.in(M, H, 1), beta.in(M, H, 1), gated.out(M, H, 1)},
+                     sums.data, nullptr),
+         "gate");
+    AttentionForward given = f;
+    given.alpha = gated.in(M, H, 1);
+    print("forward with ready sums", milliseconds([&] {
+            must(attentionForwardWithSums(given, sums.data, device, mode, forwardWork.data, forwardBytes, nullptr),
+                 "forward with sums");
+          }),
+          1);
+  }
   if (!backward) return;
   Buffer<T> dO(B * N * H * D), dq(B * N * H * D), dk(B * M * Hkv * D), dv(B * M * Hkv * D);
   dO.fill(B, N, H, D, Fill::Normal, 5);
@@ -145,15 +162,17 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
         3.5);
 }
 
-void bf16(const char* name, int64_t B, int64_t H, int64_t Hkv, int64_t N, int64_t D, int64_t w, bool gate) {
-  bench<__nv_bfloat16>(name, "bf16", ElementType::BFloat16, FloatMode::Strict, B, H, Hkv, N, N, D, w, gate, true);
+void bf16(const char* name, int64_t B, int64_t H, int64_t Hkv, int64_t N, int64_t D, int64_t w, bool gate,
+          bool readySums = false) {
+  bench<__nv_bfloat16>(name, "bf16", ElementType::BFloat16, FloatMode::Strict, B, H, Hkv, N, N, D, w, gate, true,
+                       readySums);
 }
 
 /// The rows that the Hopper kernels are measured by.
 void hopper() {
   for (bool gate : {true, false})
     for (int64_t D : {64, 128})
-      for (int64_t w : {512, 1024}) bf16("gatedfwa", 1, 16, 16, 65536, D, w, gate);
+      for (int64_t w : {512, 1024}) bf16("gatedfwa", 1, 16, 16, 65536, D, w, gate, true);
 }
 
 void rows() {

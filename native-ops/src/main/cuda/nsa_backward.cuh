@@ -15,7 +15,7 @@ constexpr int kNsaDqWarps = 11;  ///< besides the one that copies
 
 template <typename T, int head, typename Rule>
 __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
-    nsaDqKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, bool bulk,
+    nsaDqKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, NsaCopies copies,
                 const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_TENSOR_CORES
   using P = Mma16<T>;
@@ -23,17 +23,20 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
   constexpr int rowBytes = head * 2, depthSteps = head / 16;
   extern __shared__ __align__(1024) unsigned char nsaShared[];
   const Block block(nsaShared, slots);
-  block.initialise(bulk);
+  block.initialise(copies);
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
-  const NsaPlace x = NsaPlace::of(a, units);
   const int warp = warpIndex(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if (warp == 0) {
-    produceKeyTiles(a, units, x, block, bulk, mapK, mapV);
+    produceKeyTiles(a, units, block, copies, mapK, mapV);
     return;
   }
 
-  const NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
-  const LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
+  uint32_t queueHead = 0;
+  for (int item = blockIdx.x; item >= 0;) {
+  NsaPlace x = NsaPlace::of(a, units, item);
+  NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
+  LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
+  int columnLane = lane;
   const uint32_t rowsDo = block.warpRows(warp - 1);
   typename P::A q[depthSteps];
   loadRowOperands<T, head>(q, a.dO.data + x.b * a.dO.batch, a.dO, rows, t);
@@ -60,13 +63,14 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
     for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
 
-  consumeKeyTiles(block, rows, warp - 1,
+  const int next = consumeKeyTiles(a, block, x.b, rows, warp - 1, queueHead,
                   [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
                     constexpr bool masked = decltype(maskedTag)::value;
                     const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {  // 32 keys
-                      if (masked && 2 * half >= groups) break;
+                    const int halves = masked ? (groups + 1) / 2 : 2;
+#pragma unroll 1
+                    for (int half = 0; half < halves; ++half) {  // 32 keys
+                      notHeld(laneA, laneB, columnLane);
                       float s[4][4], dp[4][4];
 #pragma unroll
                       for (int n = 0; n < 4; ++n)
@@ -87,6 +91,7 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
                           P::multiply(dp[2 * n], dp[2 * n + 1], dO,
                                       P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
                       }
+                      if (half + 1 == halves) tile.release(1);
 #pragma unroll
                       for (int n = 0; n < 4; ++n)
 #pragma unroll
@@ -101,17 +106,22 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 #pragma unroll
                         for (int d = 0; d < head / 16; ++d)
                           P::multiply(dq[2 * d], dq[2 * d + 1], ds,
-                                      loadPanelTransposed<P>(tileK, lane, 32 * half + 16 * n, 16 * d));
+                                      loadPanelTransposed<P>(tileK, columnLane, 32 * half + 16 * n, 16 * d));
                       }
                     }
                     tile.release(0);
-                    tile.release(1);
                   });
+
+  x = NsaPlace::of(a, units, again(item));
+  rows = NsaRows::of(a, units, x, warp - 1, g);
+  item = next;
 
 #pragma unroll
   for (int i = 0; i < 2; ++i)
     writeRow<T, true>(dq, i, a.scale, a.dq.data + x.b * a.dq.batch + rows.t[i] * a.dq.row + rows.h[i] * a.dq.head,
                       rows.valid[i], a.dq, t);
+  __syncwarp();  // dO's rows
+  }
 #endif
 }
 
@@ -123,9 +133,10 @@ cudaError_t launchNsaDqHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, cudaS
   const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
-  const NsaKeyMaps maps(a);
-  kernel<<<static_cast<unsigned>(a.batch * a.kvHeads * units.blocks), 32 + 32 * kNsaDqWarps, bytes, stream>>>(
-      a, slots, maps.bulk, maps.k, maps.v);
+  const NsaKeyMaps maps(a, head);
+  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(a.batch * a.kvHeads * units.items, a.multiprocessors));
+  kernel<<<grid, 32 + 32 * kNsaDqWarps, bytes, stream>>>(
+      a, slots, maps.copies, maps.k, maps.v);
   return lastLaunch();
 }
 

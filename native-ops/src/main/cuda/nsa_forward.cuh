@@ -9,7 +9,7 @@ constexpr int kNsaForwardWarps = 11;  ///< besides the one that copies: 3 warps 
 
 template <typename T, int head, typename Rule>
 __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
-    nsaForwardKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, bool bulk,
+    nsaForwardKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, NsaCopies copies,
                      const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_TENSOR_CORES
   using P = Mma16<T>;
@@ -18,16 +18,18 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
   constexpr float kRescaleSlack = 8.f;  // rescale only when the maximum grew by more than 2^8
   extern __shared__ __align__(1024) unsigned char nsaShared[];
   const Block block(nsaShared, slots);
-  block.initialise(bulk);
+  block.initialise(copies);
   const NsaUnits<kNsaForwardWarps> units(a.group, a.N);
-  const NsaPlace x = NsaPlace::of(a, units);
   const int warp = warpIndex(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if (warp == 0) {
-    produceKeyTiles(a, units, x, block, bulk, mapK, mapV);
+    produceKeyTiles(a, units, block, copies, mapK, mapV);
     return;
   }
 
-  const NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
+  uint32_t queueHead = 0;
+  for (int item = blockIdx.x; item >= 0;) {
+  NsaPlace x = NsaPlace::of(a, units, item);
+  NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
   const LaneOffset laneB = laneOfB<128>(lane);
   typename P::A q[depthSteps];
   loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
@@ -37,7 +39,7 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
 #pragma unroll
     for (int e = 0; e < 4; ++e) o[n][e] = 0.f;
 
-  consumeKeyTiles(block, rows, warp - 1,
+  const int next = consumeKeyTiles(a, block, x.b, rows, warp - 1, queueHead,
                   [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
                     constexpr bool masked = decltype(maskedTag)::value;
                     const uint32_t tileK = tile.wait(0);
@@ -117,6 +119,10 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
                     tile.release(1);
                   });
 
+  x = NsaPlace::of(a, units, again(item));
+  rows = NsaRows::of(a, units, x, warp - 1, g);
+  item = next;
+
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float sum = quadSum(rowSum[i]);
@@ -125,6 +131,7 @@ __global__ void __launch_bounds__(32 + 32 * kNsaForwardWarps, 1)
           sum == 0.f ? -infinity<float>() : (rowMax[i] + log2f(sum)) * static_cast<float>(kLn2);
     writeRow<T, true>(o, i, sum == 0.f ? 0.f : 1.f / sum,
                       a.o.data + x.b * a.o.batch + rows.t[i] * a.o.row + rows.h[i] * a.o.head, rows.valid[i], a.o, t);
+  }
   }
 #endif
 }
@@ -136,10 +143,11 @@ cudaError_t launchNsaForwardHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, 
   const int slots = Block::slots(sharedLimit), bytes = static_cast<int>(Block::bytes(slots));
   const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
-  const NsaKeyMaps maps(a);
+  const NsaKeyMaps maps(a, head);
   const NsaUnits<kNsaForwardWarps> units(a.group, a.N);
-  kernel<<<static_cast<unsigned>(a.batch * a.kvHeads * units.blocks), 32 + 32 * kNsaForwardWarps, bytes, stream>>>(
-      a, slots, maps.bulk, maps.k, maps.v);
+  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(a.batch * a.kvHeads * units.items, a.multiprocessors));
+  kernel<<<grid, 32 + 32 * kNsaForwardWarps, bytes, stream>>>(
+      a, slots, maps.copies, maps.k, maps.v);
   return lastLaunch();
 }
 

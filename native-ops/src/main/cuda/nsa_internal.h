@@ -53,6 +53,9 @@ struct NsaArgs {
   NsaLists lists;
   float* partials;  ///< [mostPartials, subTiles, 2, 64, head]: dk, dv
   bool bulk;        ///< K and V may be copied by TMA: sm_90, strides that it takes
+  // query-stationary kernels: blocks are persistent
+  int multiprocessors;
+  unsigned int* itemsTaken;  ///< 0 before the kernel
 };
 
 /// What the choice's kernel is given.

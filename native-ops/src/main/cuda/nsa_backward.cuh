@@ -33,94 +33,92 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
 
   uint32_t queueHead = 0;
   for (int item = blockIdx.x; item >= 0;) {
-  NsaPlace x = NsaPlace::of(a, units, item);
-  NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
-  LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
-  int columnLane = lane;
-  const uint32_t rowsDo = block.warpRows(warp - 1);
-  typename P::A q[depthSteps];
-  loadRowOperands<T, head>(q, a.dO.data + x.b * a.dO.batch, a.dO, rows, t);
+    NsaPlace x = NsaPlace::of(a, units, item);
+    NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
+    LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
+    int columnLane = lane;
+    const uint32_t rowsDo = block.warpRows(warp - 1);
+    typename P::A q[depthSteps];
+    loadRowOperands<T, head>(q, a.dO.data + x.b * a.dO.batch, a.dO, rows, t);
 #pragma unroll
-  for (int d = 0; d < depthSteps; ++d)
+    for (int d = 0; d < depthSteps; ++d)
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      asm volatile(
-          "st.shared.b32 [%0], %1;\n" ::"r"(chunkAddress<rowBytes>(rowsDo, g + 8 * (i % 2), 2 * d + i / 2) + 4 * t),
-          "r"(q[d].r[i])
-          : "memory");
-  __syncwarp();
-  loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
-  float lse[2], delta[2], dq[head / 8][4];
+      for (int i = 0; i < 4; ++i)
+        asm volatile(
+            "st.shared.b32 [%0], %1;\n" ::"r"(chunkAddress<rowBytes>(rowsDo, g + 8 * (i % 2), 2 * d + i / 2) + 4 * t),
+            "r"(q[d].r[i])
+            : "memory");
+    __syncwarp();
+    loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
+    float lse[2], delta[2], dq[head / 8][4];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int64_t at =
-        (static_cast<int64_t>(x.b) * a.H + rows.h[i]) * a.queries.length + a.M - a.N + rows.t[i] - a.queries.first;
-    lse[i] = rows.valid[i] ? a.rowLse[at] : infinity<float>();
-    delta[i] = rows.valid[i] ? a.rowDelta[at] : 0.f;
-  }
+    for (int i = 0; i < 2; ++i) {
+      const int64_t at =
+          (static_cast<int64_t>(x.b) * a.H + rows.h[i]) * a.queries.length + a.M - a.N + rows.t[i] - a.queries.first;
+      lse[i] = rows.valid[i] ? a.rowLse[at] : infinity<float>();
+      delta[i] = rows.valid[i] ? a.rowDelta[at] : 0.f;
+    }
 #pragma unroll
-  for (int n = 0; n < head / 8; ++n)
+    for (int n = 0; n < head / 8; ++n)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
+      for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
 
-  const int next = consumeKeyTiles(a, block, x.b, rows, warp - 1, queueHead,
-                  [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
-                    constexpr bool masked = decltype(maskedTag)::value;
-                    const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
-                    const int halves = masked ? (groups + 1) / 2 : 2;
+    const auto multiplyTile = [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
+      constexpr bool masked = decltype(maskedTag)::value;
+      const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
+      const int halves = masked ? (groups + 1) / 2 : 2;
 #pragma unroll 1
-                    for (int half = 0; half < halves; ++half) {  // 32 keys
-                      notHeld(laneA, laneB, columnLane);
-                      float s[4][4], dp[4][4];
+      for (int half = 0; half < halves; ++half) {  // 32 keys
+        notHeld(laneA, laneB, columnLane);
+        float s[4][4], dp[4][4];
 #pragma unroll
-                      for (int n = 0; n < 4; ++n)
+        for (int n = 0; n < 4; ++n)
 #pragma unroll
-                        for (int e = 0; e < 4; ++e) s[n][e] = dp[n][e] = 0.f;
+          for (int e = 0; e < 4; ++e) s[n][e] = dp[n][e] = 0.f;
 #pragma unroll
-                      for (int d = 0; d < depthSteps; ++d) {
+        for (int d = 0; d < depthSteps; ++d) {
 #pragma unroll
-                        for (int n = 0; n < 2; ++n)
-                          P::multiply(s[2 * n], s[2 * n + 1], q[d],
-                                      P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
-                      }
+          for (int n = 0; n < 2; ++n)
+            P::multiply(s[2 * n], s[2 * n + 1], q[d], P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
+        }
 #pragma unroll
-                      for (int d = 0; d < depthSteps; ++d) {
-                        const typename P::A dO = P::loadA(fragmentAddress<rowBytes>(rowsDo, laneA, 0, d * 32));
+        for (int d = 0; d < depthSteps; ++d) {
+          const typename P::A dO = P::loadA(fragmentAddress<rowBytes>(rowsDo, laneA, 0, d * 32));
 #pragma unroll
-                        for (int n = 0; n < 2; ++n)
-                          P::multiply(dp[2 * n], dp[2 * n + 1], dO,
-                                      P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
-                      }
-                      if (half + 1 == halves) tile.release(1);
+          for (int n = 0; n < 2; ++n)
+            P::multiply(dp[2 * n], dp[2 * n + 1], dO, P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
+        }
+        if (half + 1 == halves) tile.release(1);
 #pragma unroll
-                      for (int n = 0; n < 4; ++n)
+        for (int n = 0; n < 4; ++n)
 #pragma unroll
-                        for (int e = 0; e < 4; ++e) {
-                          const float weight = exp2Approx(fmaf(s[n][e], a.scaleLog2, -lse[e / 2]));
-                          s[n][e] = weight * (dp[n][e] - delta[e / 2]);
-                          if (masked && hiddenKey(32 * half + 8 * n + 2 * t + e % 2, limit[e / 2], bits)) s[n][e] = 0.f;
-                        }
+          for (int e = 0; e < 4; ++e) {
+            const float weight = exp2Approx(fmaf(s[n][e], a.scaleLog2, -lse[e / 2]));
+            s[n][e] = weight * (dp[n][e] - delta[e / 2]);
+            if (masked && hiddenKey(32 * half + 8 * n + 2 * t + e % 2, limit[e / 2], bits)) s[n][e] = 0.f;
+          }
 #pragma unroll
-                      for (int n = 0; n < 2; ++n) {
-                        const typename P::A ds = P::fromAccumulators(s, n);
+        for (int n = 0; n < 2; ++n) {
+          const typename P::A ds = P::fromAccumulators(s, n);
 #pragma unroll
-                        for (int d = 0; d < head / 16; ++d)
-                          P::multiply(dq[2 * d], dq[2 * d + 1], ds,
-                                      loadPanelTransposed<P>(tileK, columnLane, 32 * half + 16 * n, 16 * d));
-                      }
-                    }
-                    tile.release(0);
-                  });
+          for (int d = 0; d < head / 16; ++d)
+            P::multiply(dq[2 * d], dq[2 * d + 1], ds,
+                        loadPanelTransposed<P>(tileK, columnLane, 32 * half + 16 * n, 16 * d));
+        }
+      }
+      tile.release(0);
+    };
+    const int next = consumeKeyTiles(a, block, x.b, rows, warp - 1, queueHead, multiplyTile);
 
-  x = NsaPlace::of(a, units, again(item));
-  rows = NsaRows::of(a, units, x, warp - 1, g);
-  item = next;
+    x = NsaPlace::of(a, units, again(item));
+    rows = NsaRows::of(a, units, x, warp - 1, g);
+    item = next;
 
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    writeRow<T, true>(dq, i, a.scale, a.dq.data + x.b * a.dq.batch + rows.t[i] * a.dq.row + rows.h[i] * a.dq.head,
-                      rows.valid[i], a.dq, t);
-  __syncwarp();  // dO's rows
+    for (int i = 0; i < 2; ++i)
+      writeRow<T, true>(dq, i, a.scale, a.dq.data + x.b * a.dq.batch + rows.t[i] * a.dq.row + rows.h[i] * a.dq.head,
+                        rows.valid[i], a.dq, t);
+    __syncwarp();  // dO's rows
   }
 #endif
 }

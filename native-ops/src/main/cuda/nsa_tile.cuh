@@ -496,8 +496,14 @@ struct NsaTile {
     stageBarrierWait(block.full(slot(i) / 2), slot(i) & 1);
     return block.tile(slot(i) / 2);
   }
-  /// The warp is through with K or V.
-  __device__ __forceinline__ void release(int i) const { stageBarrierArrive(block.freed(slot(i) / 2)); }
+  /// The warp is through with K or V. Its reads are ordinary ones, and the bulk copy that comes next is not: without a
+  /// fence between the two kinds, reads under way have met the next tile's bytes (one tile in 10^7).
+  __device__ __forceinline__ void release(int i) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+#endif
+    stageBarrierArrive(block.freed(slot(i) / 2));
+  }
 };
 
 /// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses in this item, and returns

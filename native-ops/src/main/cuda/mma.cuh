@@ -31,9 +31,20 @@ __device__ __forceinline__ void copyAsync16(uint32_t shared, const void* global,
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 #endif
 }
+__device__ __forceinline__ void copyAsync4(uint32_t shared, const void* global) {
+#if GATEDFWA_TENSOR_CORES
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared), "l"(global) : "memory");
+#endif
+}
 __device__ __forceinline__ void copyCommit() {
 #if GATEDFWA_TENSOR_CORES
   asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+/// Waits for all committed groups of copies but the last.
+__device__ __forceinline__ void copyWaitAllButOne() {
+#if GATEDFWA_TENSOR_CORES
+  asm volatile("cp.async.wait_group 1;\n" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void copyWaitAll() {

@@ -139,6 +139,9 @@ NsaArgs<T, Rule> commonArgs(Call& call, Kernel kernel, const Problem& p, const D
   a.scale = static_cast<float>(p.scale);
   a.scaleLog2 = static_cast<float>(p.scale * kLog2e);
   a.rule = ruleOf(p);
+  a.multiprocessors = std::max(1, device.multiprocessors);
+  a.itemsTaken = call.arena.take<unsigned int>(1);
+  call.launch([&] { return cudaMemsetAsync(a.itemsTaken, 0, sizeof(unsigned int), call.stream); });
   return a;
 }
 

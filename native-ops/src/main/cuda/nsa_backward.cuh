@@ -15,7 +15,7 @@ constexpr int kNsaDqWarps = 11;  ///< besides the one that copies
 
 template <typename T, int head, typename Rule>
 __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
-    nsaDqKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, bool bulk,
+    nsaDqKernel(const __grid_constant__ NsaArgs<T, Rule> a, int slots, NsaCopies copies,
                 const __grid_constant__ CUtensorMap mapK, const __grid_constant__ CUtensorMap mapV) {
 #if GATEDFWA_TENSOR_CORES
   using P = Mma16<T>;
@@ -23,95 +23,103 @@ __global__ void __launch_bounds__(32 + 32 * kNsaDqWarps, 1)
   constexpr int rowBytes = head * 2, depthSteps = head / 16;
   extern __shared__ __align__(1024) unsigned char nsaShared[];
   const Block block(nsaShared, slots);
-  block.initialise(bulk);
+  block.initialise(copies);
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
-  const NsaPlace x = NsaPlace::of(a, units);
   const int warp = warpIndex(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if (warp == 0) {
-    produceKeyTiles(a, units, x, block, bulk, mapK, mapV);
+    produceKeyTiles(a, units, block, copies, mapK, mapV);
     return;
   }
 
-  const NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
-  const LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
-  const uint32_t rowsDo = block.warpRows(warp - 1);
-  typename P::A q[depthSteps];
-  loadRowOperands<T, head>(q, a.dO.data + x.b * a.dO.batch, a.dO, rows, t);
+  uint32_t queueHead = 0;
+  for (int item = blockIdx.x; item >= 0;) {
+    NsaPlace x = NsaPlace::of(a, units, item);
+    NsaRows rows = NsaRows::of(a, units, x, warp - 1, g);
+    LaneOffset laneA = laneOfA<rowBytes>(lane), laneB = laneOfB<128>(lane);
+    int columnLane = lane;
+    const uint32_t rowsDo = block.warpRows(warp - 1);
+    typename P::A q[depthSteps];
+    loadRowOperands<T, head>(q, a.dO.data + x.b * a.dO.batch, a.dO, rows, t);
 #pragma unroll
-  for (int d = 0; d < depthSteps; ++d)
+    for (int d = 0; d < depthSteps; ++d)
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      asm volatile(
-          "st.shared.b32 [%0], %1;\n" ::"r"(chunkAddress<rowBytes>(rowsDo, g + 8 * (i % 2), 2 * d + i / 2) + 4 * t),
-          "r"(q[d].r[i])
-          : "memory");
-  __syncwarp();
-  loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
-  float lse[2], delta[2], dq[head / 8][4];
+      for (int i = 0; i < 4; ++i)
+        asm volatile(
+            "st.shared.b32 [%0], %1;\n" ::"r"(chunkAddress<rowBytes>(rowsDo, g + 8 * (i % 2), 2 * d + i / 2) + 4 * t),
+            "r"(q[d].r[i])
+            : "memory");
+    __syncwarp();
+    loadRowOperands<T, head>(q, a.q.data + x.b * a.q.batch, a.q, rows, t);
+    float lse[2], delta[2], dq[head / 8][4];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int64_t at =
-        (static_cast<int64_t>(x.b) * a.H + rows.h[i]) * a.queries.length + a.M - a.N + rows.t[i] - a.queries.first;
-    lse[i] = rows.valid[i] ? a.rowLse[at] : infinity<float>();
-    delta[i] = rows.valid[i] ? a.rowDelta[at] : 0.f;
+    for (int i = 0; i < 2; ++i) {
+      const int64_t at =
+          (static_cast<int64_t>(x.b) * a.H + rows.h[i]) * a.queries.length + a.M - a.N + rows.t[i] - a.queries.first;
+      lse[i] = rows.valid[i] ? a.rowLse[at] : infinity<float>();
+      delta[i] = rows.valid[i] ? a.rowDelta[at] : 0.f;
+    }
+#pragma unroll
+    for (int n = 0; n < head / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
+
+    const auto multiplyTile = [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
+      constexpr bool masked = decltype(maskedTag)::value;
+      const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
+      const int halves = masked ? (groups + 1) / 2 : 2;
+#pragma unroll 1
+      for (int half = 0; half < halves; ++half) {  // 32 keys
+        notHeld(laneA, laneB, columnLane);
+        float s[4][4], dp[4][4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s[n][e] = dp[n][e] = 0.f;
+#pragma unroll
+        for (int d = 0; d < depthSteps; ++d) {
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            P::multiply(s[2 * n], s[2 * n + 1], q[d], P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
+        }
+#pragma unroll
+        for (int d = 0; d < depthSteps; ++d) {
+          const typename P::A dO = P::loadA(fragmentAddress<rowBytes>(rowsDo, laneA, 0, d * 32));
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            P::multiply(dp[2 * n], dp[2 * n + 1], dO, P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
+        }
+        if (half + 1 == halves) tile.release(1);
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float weight = exp2Approx(fmaf(s[n][e], a.scaleLog2, -lse[e / 2]));
+            s[n][e] = weight * (dp[n][e] - delta[e / 2]);
+            if (masked && hiddenKey(32 * half + 8 * n + 2 * t + e % 2, limit[e / 2], bits)) s[n][e] = 0.f;
+          }
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const typename P::A ds = P::fromAccumulators(s, n);
+#pragma unroll
+          for (int d = 0; d < head / 16; ++d)
+            P::multiply(dq[2 * d], dq[2 * d + 1], ds,
+                        loadPanelTransposed<P>(tileK, columnLane, 32 * half + 16 * n, 16 * d));
+        }
+      }
+      tile.release(0);
+    };
+    const int next = consumeKeyTiles(a, block, x.b, rows, warp - 1, queueHead, multiplyTile);
+
+    x = NsaPlace::of(a, units, again(item));
+    rows = NsaRows::of(a, units, x, warp - 1, g);
+    item = next;
+
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      writeRow<T, true>(dq, i, a.scale, a.dq.data + x.b * a.dq.batch + rows.t[i] * a.dq.row + rows.h[i] * a.dq.head,
+                        rows.valid[i], a.dq, t);
+    __syncwarp();  // dO's rows
   }
-#pragma unroll
-  for (int n = 0; n < head / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) dq[n][e] = 0.f;
-
-  consumeKeyTiles(block, rows, warp - 1,
-                  [&](auto maskedTag, const auto& tile, const int(&limit)[2], uint64_t bits, int groups) {
-                    constexpr bool masked = decltype(maskedTag)::value;
-                    const uint32_t tileK = tile.wait(0), tileV = tile.wait(1);
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {  // 32 keys
-                      if (masked && 2 * half >= groups) break;
-                      float s[4][4], dp[4][4];
-#pragma unroll
-                      for (int n = 0; n < 4; ++n)
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) s[n][e] = dp[n][e] = 0.f;
-#pragma unroll
-                      for (int d = 0; d < depthSteps; ++d) {
-#pragma unroll
-                        for (int n = 0; n < 2; ++n)
-                          P::multiply(s[2 * n], s[2 * n + 1], q[d],
-                                      P::loadB(panelAddress(tileK, laneB, 32 * half + 16 * n, d * 32)));
-                      }
-#pragma unroll
-                      for (int d = 0; d < depthSteps; ++d) {
-                        const typename P::A dO = P::loadA(fragmentAddress<rowBytes>(rowsDo, laneA, 0, d * 32));
-#pragma unroll
-                        for (int n = 0; n < 2; ++n)
-                          P::multiply(dp[2 * n], dp[2 * n + 1], dO,
-                                      P::loadB(panelAddress(tileV, laneB, 32 * half + 16 * n, d * 32)));
-                      }
-#pragma unroll
-                      for (int n = 0; n < 4; ++n)
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) {
-                          const float weight = exp2Approx(fmaf(s[n][e], a.scaleLog2, -lse[e / 2]));
-                          s[n][e] = weight * (dp[n][e] - delta[e / 2]);
-                          if (masked && hiddenKey(32 * half + 8 * n + 2 * t + e % 2, limit[e / 2], bits)) s[n][e] = 0.f;
-                        }
-#pragma unroll
-                      for (int n = 0; n < 2; ++n) {
-                        const typename P::A ds = P::fromAccumulators(s, n);
-#pragma unroll
-                        for (int d = 0; d < head / 16; ++d)
-                          P::multiply(dq[2 * d], dq[2 * d + 1], ds,
-                                      loadPanelTransposed<P>(tileK, lane, 32 * half + 16 * n, 16 * d));
-                      }
-                    }
-                    tile.release(0);
-                    tile.release(1);
-                  });
-
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    writeRow<T, true>(dq, i, a.scale, a.dq.data + x.b * a.dq.batch + rows.t[i] * a.dq.row + rows.h[i] * a.dq.head,
-                      rows.valid[i], a.dq, t);
 #endif
 }
 
@@ -123,9 +131,10 @@ cudaError_t launchNsaDqHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, cudaS
   const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
-  const NsaKeyMaps maps(a);
-  kernel<<<static_cast<unsigned>(a.batch * a.kvHeads * units.blocks), 32 + 32 * kNsaDqWarps, bytes, stream>>>(
-      a, slots, maps.bulk, maps.k, maps.v);
+  const NsaKeyMaps maps(a, head);
+  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(a.batch * a.kvHeads * units.items, a.multiprocessors));
+  kernel<<<grid, 32 + 32 * kNsaDqWarps, bytes, stream>>>(
+      a, slots, maps.copies, maps.k, maps.v);
   return lastLaunch();
 }
 
@@ -149,8 +158,8 @@ struct NsaKeyWork {
       const int64_t middle = (low + high) / 2;
       (lists.segmentStart[middle] <= segment ? low : high) = middle;
     }
-    unit = static_cast<int>(low / lists.heads);
-    head = static_cast<int>(low % lists.heads);
+    unit = static_cast<int>(low % lists.blocks);
+    head = static_cast<int>(low / lists.blocks);
     first = unit * lists.unitKeys + subTile * kNsaTile;
     end = static_cast<int>(min((static_cast<int64_t>(unit) + 1) * lists.unitKeys, static_cast<int64_t>(keys)));
     if (first >= end) return false;

@@ -28,7 +28,7 @@ struct NsaLists {
   const int* tokens;        ///< [heads, listLength], ascending within a unit; null: the last `count` queries
   const int* count;         ///< [heads, blocks]
   const int* offset;        ///< [kNsaListParts, heads, blocks]: where the unit's tokens start; part 0 is the first
-  const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = block * heads + head
+  const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = head * blocks + block
   const int* partialStart;  ///< as segmentStart, of the units with several segments
   int64_t mostSegments;     ///< what segmentStart may reach
   int64_t mostPartials;     ///< what partialStart may reach
@@ -53,6 +53,9 @@ struct NsaArgs {
   NsaLists lists;
   float* partials;  ///< [mostPartials, subTiles, 2, 64, head]: dk, dv
   bool bulk;        ///< K and V may be copied by TMA: sm_90, strides that it takes
+  // query-stationary kernels: blocks are persistent
+  int multiprocessors;
+  unsigned int* itemsTaken;  ///< 0 before the kernel
 };
 
 /// What the choice's kernel is given.

@@ -6,7 +6,11 @@
 // the copying warp walks over the union of their choices in ascending order.
 //
 // Each warp has a queue of the tiles that are meant for it, so that warps run apart, and a slot is free again as soon
-// as the warps that use it are through, whatever happens to older ones. K and V have slots of their own.
+// as the warps that use it are through, whatever happens to older ones. K and V have slots of their own. All of that
+// goes by mbarriers, on which all lanes of a warp arrive (racecheck does not follow one lane's arrival for its warp).
+//
+// Blocks are persistent, one per multiprocessor: they take items (the tokens that their warps keep at a time) from a
+// counter, and the copying warp is in the next item while the others end theirs.
 #pragma once
 
 #include <cuda.h>
@@ -19,7 +23,8 @@ namespace gatedfwa::cuda {
 
 constexpr int kNsaMostTokens = 192;  ///< of a block
 constexpr int kNoTile = 0x7fffffff;
-constexpr int kNsaMostSlots = 26, kNsaQueue = 16;
+constexpr int kNsaMostSlots = 26;
+constexpr int kNsaChoices = 16;  ///< of a token: that many are copied ahead
 constexpr int kNsaPanelBytes = 64 * 128;
 
 // ---- mbarriers (sm_80)
@@ -30,6 +35,16 @@ __device__ __forceinline__ void stageBarrierInit(uint32_t barrier, int arrivals)
 __device__ __forceinline__ void stageBarrierArrive(uint32_t barrier) {
 #if GATEDFWA_TENSOR_CORES
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
+#endif
+}
+/// Arrives `count` times; others must still be expected.
+__device__ __forceinline__ void stageBarrierArriveMany(uint32_t barrier, int count) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(count) : "memory");
+#elif GATEDFWA_TENSOR_CORES
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.noComplete.shared.b64 state, [%0], %1;\n}\n" ::"r"(barrier),
+               "r"(count)
+               : "memory");
 #endif
 }
 /// Arrives, and lets the phase wait for `bytes` of bulk copies as well (sm_90).
@@ -49,13 +64,35 @@ __device__ __forceinline__ void copyPanel(uint32_t panel, const CUtensorMap& map
       : "memory");
 #endif
 }
+/// The same of all panels at once, where a row is as wide as the tile.
+__device__ __forceinline__ void copyWholeRows(uint32_t tile, const CUtensorMap& map, int row, int h, int b,
+                                              uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %2, %4, %5}], "
+      "[%6];\n" ::"r"(tile),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(0), "r"(row), "r"(h), "r"(b), "r"(barrier)
+      : "memory");
+#endif
+}
 /// Arrives once this thread's copies so far are there.
 __device__ __forceinline__ void stageBarrierArriveAfterCopies(uint32_t barrier) {
 #if GATEDFWA_TENSOR_CORES
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];\n" ::"r"(barrier) : "memory");
 #endif
 }
-/// Waits until the phase of this parity is complete (parity 1 of a fresh barrier is).
+/// Is the phase of this parity complete (parity 1 of a fresh barrier is)?
+__device__ __forceinline__ bool stageBarrierTest(uint32_t barrier, uint32_t parity) {
+  uint32_t done = 0;
+#if GATEDFWA_TENSOR_CORES
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+               : "=r"(done)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+#endif
+  return done != 0;
+}
+/// Waits until it is.
 __device__ __forceinline__ void stageBarrierWait(uint32_t barrier, uint32_t parity) {
 #if GATEDFWA_TENSOR_CORES
   uint32_t done;
@@ -80,30 +117,6 @@ __device__ __forceinline__ void stageBarrierWait(uint32_t barrier, uint32_t pari
     if (now - start > 4000000000ull) __trap();
 #endif
   } while (!done);
-#endif
-}
-
-// ---- words of shared memory
-
-__device__ __forceinline__ void storeShared(uint32_t address, uint32_t x) {
-  asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(x) : "memory");
-}
-/// What other threads wrote before they released the word is visible afterwards.
-__device__ __forceinline__ uint32_t acquireShared(uint32_t address) {
-  uint32_t x = 0;
-#if GATEDFWA_TENSOR_CORES
-  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];\n" : "=r"(x) : "r"(address) : "memory");
-#endif
-  return x;
-}
-__device__ __forceinline__ void releaseShared(uint32_t address, uint32_t x) {
-#if GATEDFWA_TENSOR_CORES
-  asm volatile("st.release.cta.shared.u32 [%0], %1;\n" ::"r"(address), "r"(x) : "memory");
-#endif
-}
-__device__ __forceinline__ void decrementShared(uint32_t address) {
-#if GATEDFWA_TENSOR_CORES
-  asm volatile("red.release.cta.shared.add.u32 [%0], %1;\n" ::"r"(address), "r"(~0u) : "memory");
 #endif
 }
 
@@ -152,35 +165,44 @@ __device__ __forceinline__ void copyPanels(uint32_t tile, const T* base, const R
 
 // ---- blocks and warps
 
+/// How tiles are copied: by cp.async, by a bulk copy for each panel, or by one (rows as wide as the tile).
+enum class NsaCopies { Async, Panels, Whole };
+
 /// Which tokens and heads the warps of a block have.
 template <int consumers>
 struct NsaUnits {
-  int rowHeads;    ///< heads of a token in one warp
-  int tokens;      ///< of a warp
-  int parts;       ///< warps of a token
-  int64_t blocks;  ///< of one (batch entry, key/value head)
+  unsigned rowHeads;  ///< heads of a token in one warp
+  unsigned tokens;    ///< of a warp
+  unsigned parts;     ///< warps of a token
+  unsigned items;     ///< of one (batch entry, key/value head)
 
   __host__ __device__ NsaUnits(int group, int N)
       : rowHeads(group < 16 ? group : 16), tokens(16 / rowHeads), parts((group + 15) / 16) {
-    const int64_t units = static_cast<int64_t>((N + tokens - 1) / tokens) * parts;
-    blocks = (units + consumers - 1) / consumers;
+    const unsigned units = (N + tokens - 1) / tokens * parts;  // below 2^30 + batch x heads x length / 16
+    items = (units + consumers - 1) / consumers;
   }
 };
 
-/// A tile for a warp.
-struct NsaEntry {
-  uint64_t bits;      ///< keys that may be seen
-  int first;          ///< key, or kNoTile: there are no more
-  uint32_t members;   ///< a bit per token of the warp
-  uint32_t slots[2];  ///< of K and V: 2 * slot + parity
+/// A tile for a warp, or the end of its item.
+struct alignas(16) NsaEntry {
+  int first;         ///< key, or kNoTile at the end
+  int end;           ///< of the keys; at the end the next item, or -1
+  uint32_t members;  ///< a bit per token of the warp
+  uint32_t slots;    ///< 2 * slot + parity of K, and of V above 16 bits
 };
 
-/// Shared memory: the slots, `rowBytes` for each consumer warp, the queues, barriers and counters.
+/// Shared memory: the slots, `rowBytes` for each consumer warp, the queues, choices of two items, barriers.
 template <int head, int consumers, int rowBytes = 0>
 struct NsaBlock {
   static constexpr int kTileBytes = kNsaTile * head * 2, kRows = consumers * rowBytes;
-  static constexpr int kEntries = consumers * kNsaQueue * static_cast<int>(sizeof(NsaEntry));
-  static constexpr int kRest = kRows + kEntries + 8 * kNsaMostSlots + 4 * kNsaMostSlots + 4 * 32;
+  static constexpr int kQueue = head == 64 ? 16 : 8;
+  static_assert(std::min(kNsaMostSlots, 227 * 1024 / kTileBytes) / 2 + 1 <= kQueue, "what has slots, an item's end");
+  static constexpr int kEntries = consumers * kQueue * static_cast<int>(sizeof(NsaEntry));
+  static constexpr int kChoiceTokens = 2 * consumers, kChoiceRow = kNsaChoices + 1;  // odd: no bank conflicts
+  static_assert(kChoiceTokens <= 32, "a lane each");
+  static constexpr int kBarriers = kRows + kEntries + 2 * kChoiceTokens * kChoiceRow * 4;
+  static constexpr int kBarrierCount = 2 * kNsaMostSlots + consumers * (kQueue + 1);
+  static constexpr int kRest = kBarriers + 8 * kBarrierCount;
   static_assert(consumers * 16 <= kNsaMostTokens, "");
   static int slots(size_t limit) {
     return static_cast<int>(std::min<size_t>(kNsaMostSlots, (limit - kRest) / kTileBytes));
@@ -194,25 +216,32 @@ struct NsaBlock {
   __device__ __forceinline__ uint32_t tile(int slot) const { return sharedAddress(shared) + slot * kTileBytes; }
   __device__ __forceinline__ uint32_t warpRows(int warp) const { return sharedAddress(rest()) + warp * rowBytes; }
   __device__ __forceinline__ NsaEntry& entry(int warp, int place) const {
-    return reinterpret_cast<NsaEntry*>(rest() + kRows)[warp * kNsaQueue + place % kNsaQueue];
+    return reinterpret_cast<NsaEntry*>(rest() + kRows)[warp * kQueue + place % kQueue];
   }
-  __device__ __forceinline__ uint32_t full(int slot) const {
-    return sharedAddress(rest()) + kRows + kEntries + 8 * slot;
+  __device__ __forceinline__ int* choices(int buffer, int token) const {
+    return reinterpret_cast<int*>(rest() + kRows + kEntries) + (kChoiceTokens * buffer + token) * kChoiceRow;
   }
-  /// How many warps still use a slot.
-  __device__ __forceinline__ uint32_t users(int slot) const {
-    return sharedAddress(rest()) + kRows + kEntries + 8 * kNsaMostSlots + 4 * slot;
+  __device__ __forceinline__ uint32_t barrier(int i) const { return sharedAddress(rest()) + kBarriers + 8 * i; }
+  /// The copy into a slot has landed.
+  __device__ __forceinline__ uint32_t full(int slot) const { return barrier(slot); }
+  /// All warps are through with a slot; those that do not use it count as such.
+  __device__ __forceinline__ uint32_t freed(int slot) const { return barrier(kNsaMostSlots + slot); }
+  /// An entry is there.
+  __device__ __forceinline__ uint32_t queued(int warp, int place) const {
+    return barrier(2 * kNsaMostSlots + warp * kQueue + place % kQueue);
   }
-  /// How many entries a warp's queue has had.
-  __device__ __forceinline__ uint32_t tail(int warp) const { return users(kNsaMostSlots) + 4 * warp; }
-  /// `bulk`: the copies are TMA's.
-  __device__ __forceinline__ void initialise(bool bulk) const {
-    const int i = threadIdx.x;
-    if (i < count) {
-      stageBarrierInit(full(i), bulk ? 1 : 32);
-      storeShared(users(i), 0);
+  /// A warp has taken the end of an item.
+  __device__ __forceinline__ uint32_t ended(int warp) const {
+    return barrier(2 * kNsaMostSlots + consumers * kQueue + warp);
+  }
+  __device__ __forceinline__ void initialise(NsaCopies copies) const {
+    for (int i = threadIdx.x; i < kBarrierCount; i += blockDim.x) {
+      const int arrivals = i < kNsaMostSlots                                   ? (copies == NsaCopies::Async ? 32 : 1)
+                           : i < 2 * kNsaMostSlots                             ? 32 * consumers
+                           : i < 2 * kNsaMostSlots + consumers * kQueue ? 1
+                                                                               : 32;
+      stageBarrierInit(barrier(i), arrivals);
     }
-    if (i < 32) storeShared(tail(i), 0);
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
@@ -221,43 +250,47 @@ struct NsaBlock {
   }
 };
 
-/// A block's place: its batch entry, key/value head and tokens [token0, token0 + tokens).
+/// An item's place: its batch entry, key/value head and tokens [token0, token0 + tokens).
 struct NsaPlace {
   int b, kvHead, token0, tokens;
-  int64_t firstUnit;
+  unsigned firstUnit;
 
   template <int consumers, typename Args>
-  __device__ static NsaPlace of(const Args& a, const NsaUnits<consumers>& units) {
+  __device__ static NsaPlace of(const Args& a, const NsaUnits<consumers>& units, unsigned item) {
     NsaPlace x;
-    const int64_t bh = blockIdx.x / units.blocks;
-    x.b = static_cast<int>(bh / a.kvHeads);
-    x.kvHead = static_cast<int>(bh % a.kvHeads);
+    const unsigned bh = item / units.items, kvHeads = a.kvHeads;
+    x.b = bh / kvHeads;
+    x.kvHead = bh % kvHeads;
     // The last tokens see most: they come first.
-    x.firstUnit = (units.blocks - 1 - blockIdx.x % units.blocks) * consumers;
-    x.token0 = static_cast<int>(x.firstUnit / units.parts) * units.tokens;
-    const int64_t last = (x.firstUnit + consumers - 1) / units.parts * units.tokens + units.tokens;
-    x.tokens = static_cast<int>(min(last, static_cast<int64_t>(a.N)) - x.token0);
+    x.firstUnit = (units.items - 1 - item % units.items) * consumers;
+    x.token0 = x.firstUnit / units.parts * units.tokens;
+    const unsigned end = ((x.firstUnit + consumers - 1) / units.parts + 1) * units.tokens;
+    x.tokens = static_cast<int>(min(end, static_cast<unsigned>(a.N))) - x.token0;
     return x;
   }
 };
 
-/// Calls visit(first, end, members) for each key tile that a token of the block uses, in ascending order; members(i,
-/// n): a bit for each of the block's tokens i .. i + n - 1 (n <= 16) that uses it. By one warp.
+/// Calls visit(first, end, members) for each key tile that a token of the item uses, in ascending order; members(i,
+/// n): a bit for each of the item's tokens i .. i + n - 1 (n <= 16) that uses it. By one warp. `staged`: the choices
+/// of token `lane`, if they were copied ahead.
 template <typename T, typename Visit>
-__device__ __forceinline__ void forEachTile(const NsaArgs<T, CompressedRule>& a, const NsaPlace& x, Visit visit) {
+__device__ __forceinline__ void forEachTile(const NsaArgs<T, CompressedRule>& a, const NsaPlace& x, const int*,
+                                            Visit visit) {
   const int end = visibleEnd(a.rule, a.keys, a.M - a.N + x.token0 + x.tokens - 1);
   for (int first = 0; first < end; first += kNsaTile)
     visit(first, a.keys, [&](int i, int n) { return i < x.tokens ? (1u << min(n, x.tokens - i)) - 1 : 0u; });
 }
 /// Lane i walks along the choices of tokens i, i + 32, ..; each choice is loaded a step before it is needed.
-template <int rounds, typename T, typename Visit>
-__device__ __forceinline__ void forEachSelectedTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, Visit visit) {
+/// choiceOf(token, i): the token's i-th choice.
+template <int rounds, typename T, typename Choice, typename Visit>
+__device__ __forceinline__ void forEachSelectedTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x,
+                                                    Choice choiceOf, Visit visit) {
   const int lane = threadIdx.x % 32, length = a.rule.selectionBlock, position0 = a.M - a.N + x.token0;
-  const int* const indices = a.rule.indices + x.b * a.rule.batch + x.token0 * a.rule.row + x.kvHead * a.rule.head;
-  const auto blockAt = [&](int token, int i) {
+  const unsigned behind = static_cast<unsigned>(position0 + x.tokens - 1) / length;  // the last query's block
+  const auto blockAt = [&](int token, int i) {  // a block behind all queries counts as none, and so do later ones
     if (token >= x.tokens || i >= a.rule.topN) return kNoTile;
-    const int block = __ldg(indices + token * a.rule.row + i * a.rule.element);
-    return block < 0 ? kNoTile : block;
+    const int block = choiceOf(token, i);
+    return static_cast<unsigned>(block) > behind ? kNoTile : block;
   };
   int next[rounds], after[rounds], place[rounds];
 #pragma unroll
@@ -272,167 +305,238 @@ __device__ __forceinline__ void forEachSelectedTile(const NsaArgs<T, SelectedRul
     for (int r = 1; r < rounds; ++r) block = min(block, next[r]);
     block = __reduce_min_sync(~0u, block);
     if (block == kNoTile) return;
-    const int64_t begin = static_cast<int64_t>(block) * length;
-    if (begin >= position0 + x.tokens) return;  // behind all queries, as are the later ones
-    const int end = static_cast<int>(min(begin + length, static_cast<int64_t>(a.keys)));
+    const int begin = block * length, end = begin + min(length, a.keys - begin);
     uint32_t used[rounds + 1];
 #pragma unroll
     for (int r = 0; r < rounds; ++r) used[r] = __ballot_sync(~0u, next[r] == block);
     used[rounds] = 0;
-    const auto members = [&](int i, int n) {
-      uint32_t low = 0, high = 0;
-#pragma unroll
-      for (int r = 0; r < rounds; ++r)
-        if (i / 32 == r) low = used[r], high = used[r + 1];
-      return __funnelshift_r(low, high, i % 32) & ((1u << n) - 1);
-    };
-    const int seen = min(end, position0 + x.tokens);  // by the last token
-    for (int first = static_cast<int>(begin); first < seen; first += kNsaTile) visit(first, end, members);
 #pragma unroll
     for (int r = 0; r < rounds; ++r)
       if (next[r] == block) {
         next[r] = after[r];
         after[r] = blockAt(32 * r + lane, place[r]++);
       }
+    const auto members = [&](int i, int n) {
+      uint32_t low = used[0], high = rounds > 1 ? used[1] : 0;
+#pragma unroll
+      for (int r = 1; r < rounds; ++r)
+        if (i / 32 == r) low = used[r], high = used[r + 1];
+      return __funnelshift_r(low, high, i) & ((1u << n) - 1);
+    };
+    const int seen = min(end, position0 + x.tokens);  // by the last token
+    for (int first = begin; first < seen; first += kNsaTile) visit(first, end, members);
   }
 }
+template <typename T>
+__device__ __forceinline__ const int* choicesOf(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x) {
+  return a.rule.indices + x.b * a.rule.batch + x.token0 * a.rule.row + x.kvHead * a.rule.head;
+}
 template <typename T, typename Visit>
-__device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, Visit visit) {
+__device__ __forceinline__ void forEachTile(const NsaArgs<T, SelectedRule>& a, const NsaPlace& x, const int* staged,
+                                            Visit visit) {
+  const int* const indices = choicesOf(a, x);
+  const auto choiceOf = [&](int token, int i) {
+    return staged ? staged[i] : __ldg(indices + token * a.rule.row + i * a.rule.element);
+  };
   if (x.tokens <= 32)
-    forEachSelectedTile<1>(a, x, visit);
+    forEachSelectedTile<1>(a, x, choiceOf, visit);
   else
-    forEachSelectedTile<kNsaMostTokens / 32>(a, x, visit);
+    forEachSelectedTile<kNsaMostTokens / 32>(a, x, choiceOf, visit);
+}
+/// Starts the copy of the item's choices, a token a lane; false if there are too many. The same for all items.
+template <int head, int consumers, int rowBytes, typename T>
+__device__ __forceinline__ bool stageChoices(const NsaArgs<T, CompressedRule>&, const NsaUnits<consumers>&,
+                                             const NsaBlock<head, consumers, rowBytes>&, int64_t, int) {
+  return false;
+}
+template <int head, int consumers, int rowBytes, typename T>
+__device__ __forceinline__ bool stageChoices(const NsaArgs<T, SelectedRule>& a, const NsaUnits<consumers>& units,
+                                             const NsaBlock<head, consumers, rowBytes>& block, int64_t item,
+                                             int buffer) {
+  if (units.tokens * consumers > block.kChoiceTokens || a.rule.topN > kNsaChoices) return false;
+  if (item >= 0) {
+    const NsaPlace x = NsaPlace::of(a, units, item);
+    const int lane = threadIdx.x % 32;
+    if (lane < x.tokens) {
+      const int* const from = choicesOf(a, x) + lane * a.rule.row;
+      const uint32_t to = sharedAddress(block.choices(buffer, lane));
+      for (int i = 0; i < a.rule.topN; ++i) copyAsync4(to + 4 * i, from + i * a.rule.element);
+    }
+  }
+  copyCommit();
+  return true;
 }
 
-/// Warp 0: copies the tiles. `bulk`: by the tensor maps.
+/// Warp 0: copies the tiles of the block's items.
 template <int head, int consumers, int rowBytes, typename T, typename Rule>
 __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const NsaUnits<consumers>& units,
-                                                const NsaPlace& x, const NsaBlock<head, consumers, rowBytes>& block,
-                                                bool bulk, const CUtensorMap& mapK, const CUtensorMap& mapV) {
-  const T* const k = a.k.data + x.b * a.k.batch + x.kvHead * a.k.head;
-  const T* const v = a.v.data + x.b * a.v.batch + x.kvHead * a.v.head;
+                                                const NsaBlock<head, consumers, rowBytes>& block, NsaCopies copies,
+                                                const CUtensorMap& mapK, const CUtensorMap& mapV) {
   const int lane = threadIdx.x % 32;
-  // Lane i knows the queue and the tokens of consumer warp i, and slot i.
-  const int token0 = static_cast<int>((x.firstUnit + lane) / units.parts) * units.tokens - x.token0;
-  uint32_t tail = 0, phase = 0, free = 0;  // free: a bit per slot that is known to be
+  const int64_t items = a.batch * a.kvHeads * units.items;
+  const auto takeItem = [&] { return lane == 0 ? atomicAdd(a.itemsTaken, 1u) : 0u; };
+  // Lane i knows the queue of consumer warp i. A bit per slot: known to be free; the parity of its next use.
+  uint32_t tail = 0, free = 0, parities = 0;
   const auto publish = [&](const NsaEntry& entry) {
     block.entry(lane, tail) = entry;
-    releaseShared(block.tail(lane), ++tail);
+    stageBarrierArrive(block.queued(lane, tail));
+    ++tail;
   };
-  const auto takeSlot = [&](uint32_t taken) {  // taken: whose users have not been noted yet
-    while (free == 0) free = __ballot_sync(~0u, lane < block.count && acquireShared(block.users(lane)) == 0) & ~taken;
-    const int slot = __ffs(free) - 1;
-    free &= free - 1;
-    return slot;
-  };
-  forEachTile(a, x, [&](int first, int end, auto&& members) {
-    NsaEntry entry{keyBitsFrom(a, x.b, first, end), first, 0, {0, 0}};
-    if (lane < consumers && token0 < x.tokens) entry.members = members(token0, units.tokens);
-    const bool mine = entry.members != 0;
-    const int users = __popc(__ballot_sync(~0u, mine));
-    int slots[2];
-    slots[0] = takeSlot(0);
-    slots[1] = takeSlot(1u << slots[0]);
+  int64_t item = blockIdx.x;
+  uint32_t taken = takeItem();
+  stageChoices(a, units, block, item, 0);
+  for (int count = 0; item >= 0; ++count) {
+    const int64_t following = static_cast<int64_t>(gridDim.x) + __shfl_sync(~0u, taken, 0);
+    const int64_t nextItem = following < items ? following : -1;
+    taken = takeItem();  // of the item after: a round trip to L2
+    const int* staged = nullptr;
+    if (stageChoices(a, units, block, nextItem, (count + 1) % 2)) {
+      copyWaitAllButOne();
+      staged = block.choices(count % 2, lane);
+    }
+    const NsaPlace x = NsaPlace::of(a, units, item);
+    // Lane i's consumer warp has these tokens.
+    const int token0 = min(static_cast<int>((x.firstUnit + lane) / units.parts * units.tokens) - x.token0, x.tokens);
+    const int tokens = lane < consumers && token0 < x.tokens ? static_cast<int>(units.tokens) : 0;
+    forEachTile(a, x, staged, [&](int first, int end, auto&& members) {
+      NsaEntry entry{first, end, members(token0, tokens), 0};
+      const bool mine = entry.members != 0;
+      const int others = 32 * (consumers - __popc(__ballot_sync(~0u, mine)));
+      while (__popc(free) < 2)
+        free = __ballot_sync(~0u, lane < block.count && stageBarrierTest(block.freed(lane), ~(parities >> lane) & 1));
+      int slots[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      entry.slots[i] = 2 * slots[i] + (__shfl_sync(~0u, phase, slots[i]) & 1);
-      if (lane == slots[i]) {
-        storeShared(block.users(lane), users);
-        ++phase;
+      for (int i = 0; i < 2; ++i) {
+        slots[i] = __ffs(free) - 1;
+        free &= free - 1;
+        entry.slots |= (2 * slots[i] + ((parities >> slots[i]) & 1)) << (16 * i);
       }
-    }
-    if (bulk) {
-      constexpr int panels = head / 64;
-      const int tensor = lane / panels, panel = lane % panels;
-      if (tensor < 2) {  // a panel a lane
-        const int slot = tensor == 0 ? slots[0] : slots[1];
-        if (panel == 0) stageBarrierExpect(block.full(slot), head * 128);
-        copyPanel(block.tile(slot) + panel * kNsaPanelBytes, tensor == 0 ? mapK : mapV, 64 * panel, first, x.kvHead,
-                  x.b, block.full(slot));
+      parities ^= 1u << slots[0] | 1u << slots[1];
+      if (lane == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (others > 0) stageBarrierArriveMany(block.freed(slots[i]), others);
+          if (copies == NsaCopies::Async) continue;
+          const CUtensorMap& map = i == 0 ? mapK : mapV;
+          stageBarrierExpect(block.full(slots[i]), head * 128);
+          if (copies == NsaCopies::Whole) {
+            copyWholeRows(block.tile(slots[i]), map, first, x.kvHead, x.b, block.full(slots[i]));
+          } else {
+#pragma unroll
+            for (int panel = 0; panel < head / 64; ++panel)
+              copyPanel(block.tile(slots[i]) + panel * kNsaPanelBytes, map, 64 * panel, first, x.kvHead, x.b,
+                        block.full(slots[i]));
+          }
+        }
       }
-    } else {
-      copyPanels<T, head>(block.tile(slots[0]), k, a.k, first, entry.bits);
-      stageBarrierArriveAfterCopies(block.full(slots[0]));
-      copyPanels<T, head>(block.tile(slots[1]), v, a.v, first, entry.bits);
-      stageBarrierArriveAfterCopies(block.full(slots[1]));
+      if (copies == NsaCopies::Async) {
+        const uint64_t bits = keyBitsFrom(a, x.b, first, end);
+        copyPanels<T, head>(block.tile(slots[0]), a.k.data + x.b * a.k.batch + x.kvHead * a.k.head, a.k, first, bits);
+        stageBarrierArriveAfterCopies(block.full(slots[0]));
+        copyPanels<T, head>(block.tile(slots[1]), a.v.data + x.b * a.v.batch + x.kvHead * a.v.head, a.v, first, bits);
+        stageBarrierArriveAfterCopies(block.full(slots[1]));
+      }
+      __syncwarp();  // the arrivals for the others come first
+      if (mine) publish(entry);
+    });
+    if (lane < consumers) {
+      stageBarrierWait(block.ended(lane), (count + 1) & 1);  // one end in a queue at a time
+      publish({kNoTile, static_cast<int>(nextItem), 0, 0});
     }
-    __syncwarp();  // users
-    if (mine) publish(entry);
-  });
-  if (lane < consumers) publish({0, kNoTile, 0, {0, 0}});
+    __syncwarp();
+    item = nextItem;
+  }
 }
 
 /// A warp's rows: of lane 4 g + t, rows g and g + 8.
 struct NsaRows {
   bool valid[2];
-  int member[2];  ///< which of the warp's tokens
   int t[2], h[2];
-  int end[2];  ///< the row sees the keys below, of its tiles
+  int member[2];  ///< which of the warp's tokens
+  int end[2];     ///< the row sees the keys below, of its tiles; rows that are not valid see what member 0 uses
 
   template <int consumers, typename Args>
   __device__ static NsaRows of(const Args& a, const NsaUnits<consumers>& units, const NsaPlace& x, int warp, int g) {
     NsaRows r;
-    const int64_t unit = x.firstUnit + warp;
-    const int part = static_cast<int>(unit % units.parts);
+    const unsigned unit = x.firstUnit + warp, part = unit % units.parts;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = g + 8 * i, member = row / units.rowHeads, head = 16 * part + row % units.rowHeads;
-      const int64_t t = unit / units.parts * units.tokens + member;
-      r.valid[i] = member < units.tokens && head < a.group && t < a.N;
+      const unsigned row = g + 8 * i, member = row / units.rowHeads, head = 16 * part + row % units.rowHeads;
+      const unsigned t = unit / units.parts * units.tokens + member;
+      r.valid[i] = member < units.tokens && head < static_cast<unsigned>(a.group) && t < static_cast<unsigned>(a.N);
       r.t[i] = r.valid[i] ? static_cast<int>(t) : x.token0;
-      r.h[i] = x.kvHead * a.group + (r.valid[i] ? head : 0);
-      r.member[i] = member;
-      r.end[i] = r.valid[i] ? visibleEnd(a.rule, a.keys, a.M - a.N + r.t[i]) : 0;
+      r.h[i] = x.kvHead * a.group + (r.valid[i] ? static_cast<int>(head) : 0);
+      r.member[i] = r.valid[i] ? static_cast<int>(member) : 0;
+      r.end[i] = r.valid[i] ? visibleEnd(a.rule, a.keys, a.M - a.N + r.t[i]) : kNoTile;
     }
     return r;
   }
 };
 
+/// An item whose place is computed again rather than kept: the loop over tiles has no registers to spare.
+__device__ __forceinline__ int again(int item) {
+  asm volatile("" : "+r"(item));
+  return item;
+}
+
+/// Keeps the compiler from computing the addresses of all fragments before a loop: there are no registers for them.
+__device__ __forceinline__ void notHeld(LaneOffset& x, LaneOffset& y, int& lane) {
+  asm volatile("" : "+r"(x.row), "+r"(x.swizzle), "+r"(y.row), "+r"(y.swizzle), "+r"(lane));
+}
+
 /// A consumer warp's tiles, and what it has to do with their slots.
 template <typename Block>
 struct NsaTile {
   const Block& block;
-  uint32_t slots[2];
+  uint32_t slots;
 
+  __device__ __forceinline__ uint32_t slot(int i) const { return (slots >> (16 * i)) & 0xffff; }
   /// Waits for K (0) or V (1); its address.
   __device__ __forceinline__ uint32_t wait(int i) const {
-    stageBarrierWait(block.full(slots[i] / 2), slots[i] & 1);
-    return block.tile(slots[i] / 2);
+    stageBarrierWait(block.full(slot(i) / 2), slot(i) & 1);
+    return block.tile(slot(i) / 2);
   }
-  /// The warp is through with K or V.
+  /// The warp is through with K or V. Its reads are ordinary ones, and the bulk copy that comes next is not: without a
+  /// fence between the two kinds, reads under way have met the next tile's bytes (one tile in 10^7).
   __device__ __forceinline__ void release(int i) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) decrementShared(block.users(slots[i] / 2));
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+#endif
+    stageBarrierArrive(block.freed(slot(i) / 2));
   }
 };
 
-/// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses: row i sees the tile's
-/// keys below limit[i] that have a bit; no row sees a key from 16 * groups on. Unmasked tiles are seen whole by all
-/// rows
-/// (`valid` or not: what others would see is nobody's). The body waits for K and V and releases them.
-template <typename Block, typename Body>
-__device__ __forceinline__ void consumeKeyTiles(const Block& block, const NsaRows& rows, int warp, Body body) {
-  for (uint32_t head = 0;; ++head) {
-    while (acquireShared(block.tail(warp)) == head) __nanosleep(32);
+/// Runs body(maskedTag, tile, limit, bits, groups) for each tile that a row of the warp uses in this item, and returns
+/// the next item, -1 if there is none. `head`: of the queue, 0 before the first item. Row i sees the tile's keys below
+/// limit[i] that have a bit; no row sees a key from 16 * groups on. Unmasked tiles are seen whole by all rows (`valid`
+/// or not: what others would see is nobody's). The body waits for K and V and releases them.
+template <typename Block, typename Args, typename Body>
+__device__ __forceinline__ int consumeKeyTiles(const Args& a, const Block& block, int b, const NsaRows& rows, int warp,
+                                               uint32_t& head, Body body) {
+  while (true) {
+    stageBarrierWait(block.queued(warp, head), head / Block::kQueue & 1);
     const NsaEntry entry = block.entry(warp, head);
-    if (entry.first == kNoTile) return;
-    const NsaTile<Block> tile{block, {entry.slots[0], entry.slots[1]}};
+    ++head;
+    if (entry.first == kNoTile) {
+      stageBarrierArrive(block.ended(warp));
+      return entry.end;
+    }
+    const NsaTile<Block> tile{block, entry.slots};
+    const uint64_t bits = keyBitsFrom(a, b, entry.first, entry.end);
     int limit[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i)  // of rows that are not valid: negative or 0
+    for (int i = 0; i < 2; ++i)
       limit[i] = (entry.members >> rows.member[i]) & 1 ? min(rows.end[i] - entry.first, kNsaTile) : 0;
-    const bool whole =
-        entry.bits == ~0ull && (limit[0] == kNsaTile || !rows.valid[0]) && (limit[1] == kNsaTile || !rows.valid[1]);
-    if (__all_sync(~0u, whole)) {
-      body(std::false_type(), tile, limit, entry.bits, kNsaTile / 16);
+    if (__all_sync(~0u, bits == ~0ull && min(limit[0], limit[1]) == kNsaTile)) {
+      body(std::false_type(), tile, limit, bits, kNsaTile / 16);
       continue;
     }
     int most = max(limit[0], limit[1]);
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) most = max(most, __shfl_xor_sync(~0u, most, d));
-    most = min(most, 64 - __clzll(entry.bits));
+    most = min(most, 64 - __clzll(bits));
     if (most > 0) {
-      body(std::true_type(), tile, limit, entry.bits, (most + 15) / 16);
+      body(std::true_type(), tile, limit, bits, (most + 15) / 16);
     } else {
       // The copies must have landed before their slots are used again.
 #pragma unroll
@@ -464,16 +568,19 @@ __device__ __forceinline__ void loadRowOperands(typename Mma16<T>::A (&x)[head /
 
 /// How TMA sees K and V. It knows nothing of masks, and tiles that end with their block must not bring others' keys.
 struct NsaKeyMaps {
-  bool bulk;
+  NsaCopies copies = NsaCopies::Async;
   CUtensorMap k{}, v{};
 
   static bool wholeTiles(const CompressedRule&) { return true; }
   static bool wholeTiles(const SelectedRule& rule) { return rule.selectionBlock % kNsaTile == 0; }
   template <typename T, typename Rule>
-  explicit NsaKeyMaps(const NsaArgs<T, Rule>& a) : bulk(a.bulk && !a.keyBits && a.keys > 0 && wholeTiles(a.rule)) {
-    if (bulk)
-      bulk = encodeRows(&k, a.k, a.batch, a.keys, a.kvHeads) == cudaSuccess &&
-             encodeRows(&v, a.v, a.batch, a.keys, a.kvHeads) == cudaSuccess;
+  NsaKeyMaps(const NsaArgs<T, Rule>& a, int head) {
+    if (!a.bulk || a.keyBits || a.keys == 0 || !wholeTiles(a.rule)) return;
+    const bool whole = a.k.width == head && a.v.width == head;
+    const auto encode = whole ? encodeWholeRows<T> : encodeRows<T>;
+    if (encode(&k, a.k, a.batch, a.keys, a.kvHeads) == cudaSuccess &&
+        encode(&v, a.v, a.batch, a.keys, a.kvHeads) == cudaSuccess)
+      copies = whole ? NsaCopies::Whole : NsaCopies::Panels;
   }
 };
 

@@ -2,7 +2,7 @@
 // many shapes and types. Outputs and workspaces hold NaN (and then something else) before each run; reruns must be
 // bit-identical.
 //
-//   test_nsa [--only TEXT] [--reruns N]
+//   test_nsa [--only TEXT] [--reruns N] [--multiprocessors N]   N: persistent blocks, to have several items in each
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -506,6 +506,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "no CUDA device\n");
     return 2;
   }
+  for (int i = 1; i + 1 < argc; i += 2)
+    if (!std::strcmp(argv[i], "--multiprocessors")) device.multiprocessors = std::atoi(argv[i + 1]);
   Device older = device;  // what an older GPU of the same memory would run
   older.major = 8;
   older.minor = 0;

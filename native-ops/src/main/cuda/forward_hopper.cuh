@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     queryPhase ^= 1;
     if constexpr (Size::inRegisters) {
       loadRows<head>(queries, block.stationaryTile(group, 0), warpInGroup, lane);
+      asyncProxyFence();  // ordinary reads, before the next bulk copy
       releaseQueries();
     }
 

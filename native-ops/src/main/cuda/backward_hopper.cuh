@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Dq, head>::threads, 1)
     barrierWait(block.kept(group, 1), queryPhase);
     queryPhase ^= 1;
     deltaOfRows<T, head>(delta, block.stationaryTile(group, 2), tileDo, warpInGroup, lane);
+    asyncProxyFence();  // ordinary reads, before the next bulk copy
     barrierArrive(block.released(group, 1));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -637,6 +637,7 @@ __global__ void __launch_bounds__(OnePassTile::threads, 1)
         groupBarrier(group);
       }
       loadRows<head>(values, sharedV, warpInGroup, lane);
+      asyncProxyFence();  // ordinary reads, before the next bulk copy
       barrierArrive(block.valuesReleased(group));
     };
 

@@ -4,7 +4,8 @@
 // attention's useful products, 4 H D (query, key) pairs forward, 2.5 times that backward; of the choice, and of the
 // compressed attention with the choice, those of the compressed attention alone.
 //
-//   bench_nsa [target|lengths|once]...     target: N = 64K; lengths: 8K to 256K, forward; once: each kernel once
+//   bench_nsa [target|lengths|once|reruns]...     target: N = 64K; lengths: 8K to 256K, forward; once: each kernel once;
+//     reruns: selected attention 1,000 times at N = 64K, the others 200 times, outputs compared with the first run's bits
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -22,7 +23,8 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 Device device;
-bool profiling = false;
+bool profiling = false, comparing = false;
+int differing = 0;  ///< kernels whose reruns differ
 
 double milliseconds(const std::function<void()>& body) {
   cudaEvent_t start, stop;
@@ -74,6 +76,46 @@ struct Buffer {
     return *this;
   }
 };
+
+__global__ void compareKernel(const uint32_t* x, const uint32_t* y, int64_t count, unsigned int* different) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x)
+    if (x[i] != y[i]) *different = 1;
+}
+
+/// Rare races between copies and reads show only where a block has many tiles, so at full length.
+template <typename... Outputs>
+void compareReruns(const char* name, int runs, const std::function<void()>& run, const Outputs&... outputs) {
+  run();
+  std::vector<std::pair<void*, void*>> firsts;
+  std::vector<int64_t> words;
+  const auto keep = [&](const auto& x) {
+    const int64_t bytes = x.count * static_cast<int64_t>(sizeof(*x.data));
+    void* copy;
+    CHECK(cudaMalloc(&copy, bytes));
+    CHECK(cudaMemcpy(copy, x.data, bytes, cudaMemcpyDeviceToDevice));
+    firsts.emplace_back(x.data, copy);
+    words.push_back(bytes / 4);
+  };
+  (keep(outputs), ...);
+  unsigned int* different;
+  CHECK(cudaMalloc(&different, runs * sizeof(unsigned int)));
+  CHECK(cudaMemset(different, 0, runs * sizeof(unsigned int)));
+  for (int i = 0; i < runs; ++i) {
+    for (size_t n = 0; n < words.size(); ++n) CHECK(cudaMemsetAsync(firsts[n].first, 0xff, words[n] * 4));
+    run();
+    for (size_t n = 0; n < words.size(); ++n)
+      compareKernel<<<1024, 256>>>(static_cast<const uint32_t*>(firsts[n].first),
+                                   static_cast<const uint32_t*>(firsts[n].second), words[n], different + i);
+  }
+  std::vector<unsigned int> found(runs);
+  CHECK(cudaMemcpy(found.data(), different, runs * sizeof(unsigned int), cudaMemcpyDeviceToHost));
+  const int count = static_cast<int>(std::count(found.begin(), found.end(), 1u));
+  std::printf("%s: %d runs, %d differ\n", name, runs, count);
+  std::fflush(stdout);
+  differing += count != 0;
+  for (const auto& x : firsts) CHECK(cudaFree(x.second));
+  CHECK(cudaFree(different));
+}
 
 void bench(int64_t N, bool backward) {
   const int64_t B = 1, H = 64, Hkv = 4, D = 128, l = 32, d = 16, selection = 64, topN = 16, w = 512;
@@ -164,6 +206,11 @@ void bench(int64_t N, bool backward) {
     const auto runWindow = [&] {
       must(attentionForward(window, device, FloatMode::Strict, work.data, bytes, nullptr), "window");
     };
+    if (comparing) {
+      compareReruns("compressed forward", 200, runCompressed, o, lseCmp);
+      compareReruns("select", 200, runSelect, indices);
+      compareReruns("selected forward", 1000, runSelected, o, lse);
+    }
     print("compressed forward", milliseconds(runCompressed), flops * compressedPairs);
     print("select", milliseconds(runSelect), flops * compressedPairs);
     print("compressed forward + select", milliseconds([&] {
@@ -205,13 +252,17 @@ void bench(int64_t N, bool backward) {
   const size_t forwardBytes = std::max(nsaForwardWorkspace(selected, device), nsaForwardWorkspace(compressed, device));
   Buffer<char> forwardWork(1, 1, 1, static_cast<int64_t>(forwardBytes));
   must(nsaForward(selected, device, forwardWork.data, forwardBytes, nullptr), "selected");
-  print("selected backward",
-        milliseconds([&] { must(nsaBackward(selectedBackward, device, work.data, bytes, nullptr), "selected"); }),
-        2.5 * flops * selectedPairs);
+  const auto runSelected = [&] {
+    must(nsaBackward(selectedBackward, device, work.data, bytes, nullptr), "selected");
+  };
+  if (comparing) compareReruns("selected backward", 1000, runSelected, dq, dk, dv);
+  print("selected backward", milliseconds(runSelected), 2.5 * flops * selectedPairs);
   must(nsaForward(compressed, device, forwardWork.data, forwardBytes, nullptr), "compressed");
-  print("compressed backward",
-        milliseconds([&] { must(nsaBackward(compressedBackward, device, work.data, bytes, nullptr), "compressed"); }),
-        2.5 * flops * compressedPairs);
+  const auto runCompressed = [&] {
+    must(nsaBackward(compressedBackward, device, work.data, bytes, nullptr), "compressed");
+  };
+  if (comparing) compareReruns("compressed backward", 200, runCompressed, dq, dk, dv);
+  print("compressed backward", milliseconds(runCompressed), 2.5 * flops * compressedPairs);
 }
 
 }  // namespace
@@ -229,13 +280,17 @@ int main(int argc, char** argv) {
       bench(65536, true);
     } else if (!std::strcmp(argv[i], "lengths")) {
       for (int64_t N = 8192; N <= 262144; N *= 2) bench(N, false);
+    } else if (!std::strcmp(argv[i], "reruns")) {
+      comparing = true;
+      bench(65536, true);
+      comparing = false;
     } else if (!std::strcmp(argv[i], "once")) {
       profiling = true;
       bench(65536, true);
     } else {
-      std::fprintf(stderr, "usage: bench_nsa [--mma] [target|lengths|once]...\n");
+      std::fprintf(stderr, "usage: bench_nsa [--mma] [target|lengths|once|reruns]...\n");
       return 2;
     }
   }
-  return 0;
+  return differing != 0;
 }

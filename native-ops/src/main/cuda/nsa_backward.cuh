@@ -158,8 +158,8 @@ struct NsaKeyWork {
       const int64_t middle = (low + high) / 2;
       (lists.segmentStart[middle] <= segment ? low : high) = middle;
     }
-    unit = static_cast<int>(low % lists.blocks);
-    head = static_cast<int>(low / lists.blocks);
+    unit = static_cast<int>(low / lists.heads);
+    head = static_cast<int>(low % lists.heads);
     first = unit * lists.unitKeys + subTile * kNsaTile;
     end = static_cast<int>(min((static_cast<int64_t>(unit) + 1) * lists.unitKeys, static_cast<int64_t>(keys)));
     if (first >= end) return false;

@@ -28,7 +28,7 @@ struct NsaLists {
   const int* tokens;        ///< [heads, listLength], ascending within a unit; null: the last `count` queries
   const int* count;         ///< [heads, blocks]
   const int* offset;        ///< [kNsaListParts, heads, blocks]: where the unit's tokens start; part 0 is the first
-  const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = head * blocks + block
+  const int* segmentStart;  ///< [blocks * heads + 1]: number of segments before unit x = block * heads + head
   const int* partialStart;  ///< as segmentStart, of the units with several segments
   int64_t mostSegments;     ///< what segmentStart may reach
   int64_t mostPartials;     ///< what partialStart may reach

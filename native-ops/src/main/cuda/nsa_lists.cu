@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(1024)
   for (int64_t first = 0; first < units; first += 1024) {
     const int64_t x = first + threadIdx.x;
     int own = 0;
-    if (x < units) own = max(1, (count[x] + segment - 1) / segment);
+    if (x < units) own = max(1, (count[x % heads * blocks + x / heads] + segment - 1) / segment);
     int before, partialsBefore;
     const int total = prefixOf(own, &before);
     const int partialTotal = prefixOf(own > 1 ? own : 0, &partialsBefore);
@@ -174,8 +174,8 @@ __global__ void reduceKernel(const __grid_constant__ NsaArgs<T, Rule> a, int hea
   const int64_t x = blockIdx.x / subTiles;
   const int from = lists.partialStart[x], count = lists.partialStart[x + 1] - from;
   if (count == 0) return;
-  const int unit = static_cast<int>(x % lists.blocks), b = static_cast<int>(x / lists.blocks) / a.kvHeads;
-  const int kvHead = static_cast<int>(x / lists.blocks) % a.kvHeads;
+  const int unit = static_cast<int>(x / lists.heads), b = static_cast<int>(x % lists.heads) / a.kvHeads;
+  const int kvHead = static_cast<int>(x % lists.heads) % a.kvHeads;
   const int64_t first = static_cast<int64_t>(unit) * lists.unitKeys + subTile * kNsaTile;
   const int64_t end = min((static_cast<int64_t>(unit) + 1) * lists.unitKeys, static_cast<int64_t>(a.keys));
   for (int i = threadIdx.x; i < 2 * kNsaTile * head; i += blockDim.x) {

@@ -4,8 +4,10 @@
 // attention's useful products, 4 H D (query, key) pairs forward, 2.5 times that backward; of the choice, and of the
 // compressed attention with the choice, those of the compressed attention alone.
 //
-//   bench_nsa [target|lengths|once|reruns]...     target: N = 64K; lengths: 8K to 256K, forward; once: each kernel once;
-//     reruns: selected attention 1,000 times at N = 64K, the others 200 times, outputs compared with the first run's bits
+//   bench_nsa [target|lengths|once|reruns]...     target: N = 64K; lengths: 8K to 256K, forward; once: each kernel
+//   once;
+//     reruns: selected attention 1,000 times at N = 64K, the others 200 times, outputs compared with the first run's
+//     bits
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -252,9 +254,7 @@ void bench(int64_t N, bool backward) {
   const size_t forwardBytes = std::max(nsaForwardWorkspace(selected, device), nsaForwardWorkspace(compressed, device));
   Buffer<char> forwardWork(1, 1, 1, static_cast<int64_t>(forwardBytes));
   must(nsaForward(selected, device, forwardWork.data, forwardBytes, nullptr), "selected");
-  const auto runSelected = [&] {
-    must(nsaBackward(selectedBackward, device, work.data, bytes, nullptr), "selected");
-  };
+  const auto runSelected = [&] { must(nsaBackward(selectedBackward, device, work.data, bytes, nullptr), "selected"); };
   if (comparing) compareReruns("selected backward", 1000, runSelected, dq, dk, dv);
   print("selected backward", milliseconds(runSelected), 2.5 * flops * selectedPairs);
   must(nsaForward(compressed, device, forwardWork.data, forwardBytes, nullptr), "compressed");

@@ -171,9 +171,7 @@ __device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const KeyI
   return x;
 }
 /// A query tile's turns: the newest key block that it sees has turn 0.
-__device__ __forceinline__ int turnOf(int tile, int block) {
-  return tile / OnePassTile::consumers - block;
-}
+__device__ __forceinline__ int turnOf(int tile, int block) { return tile / OnePassTile::consumers - block; }
 template <typename T>
 __device__ __forceinline__ bool lastTurn(const AttentionArgs<T>& a, int tile, int block) {
   return max(0, max(tile * kSumTile, a.M - a.N) - a.window + 1) / OnePassTile::rows == block;
@@ -288,18 +286,18 @@ __device__ __forceinline__ void storeMatrix(uint32_t to, const uint32_t (&w)[4])
 __device__ __forceinline__ void storeWeights(uint32_t tile, const uint32_t (&w)[4][4], int warp, int lane) {
   const LaneOffset at = laneOfA<128>(lane);
 #pragma unroll
-  for (int d = 0; d < 4; ++d)
-    storeMatrix(fragmentAddress<128>(tile + warp * 16 * 128, at, 0, d * 32), w[d]);
+  for (int d = 0; d < 4; ++d) storeMatrix(fragmentAddress<128>(tile + warp * 16 * 128, at, 0, d * 32), w[d]);
 }
 
 /// sum (16 x 8, columns alike) += the row sums of 16 x 16 weights.
 template <typename T>
 __device__ __forceinline__ void addRowSums(float (&sum)[4], const uint32_t (&w)[4]) {
   const uint32_t ones = packPair(T(), 1.f, 1.f);
-#define GATEDFWA_MMA_ONES(type)                                                                                     \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%8}," \
-               " {%0,%1,%2,%3};\n"                                                                                  \
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                             \
+#define GATEDFWA_MMA_ONES(type)                                         \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type   \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%8},"            \
+               " {%0,%1,%2,%3};\n"                                      \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) \
                : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(ones))
   if constexpr (std::is_same<T, __half>::value)
     GATEDFWA_MMA_ONES("f16");
@@ -378,8 +376,8 @@ __device__ __forceinline__ void leaveDq(const AttentionArgs<T>& a, const OnePass
       }
     }
     if (a.rowSums && t == 0) {
-      float* const to = a.rowSums + (static_cast<int64_t>(b) * a.H + h) * a.queries.length + index * kSumTile -
-                        a.queries.first + row;
+      float* const to =
+          a.rowSums + (static_cast<int64_t>(b) * a.H + h) * a.queries.length + index * kSumTile - a.queries.first + row;
       to[0] = c[8][0];
       to[8] = c[8][2];
     }
@@ -508,7 +506,7 @@ __global__ void __launch_bounds__(OnePassTile::threads, 1)
     lowerRegisters<Size::producerRegisters>();
     if (lane != 0) return;
     KeyItem& work = *static_cast<KeyItem*>(block.warpSpace(warp));  // few registers are left
-    if (warp == 0) {  // items; Q and dO tiles with their terms
+    if (warp == 0) {                                                // items; Q and dO tiles with their terms
       Ring<Size::stages> at;
       int* const counter = a.dqCounts + a.batch * a.H * a.queries.tiles();
       const int blocks = keyBlocks(a), heads = a.H / a.group, items = static_cast<int>(a.batch) * heads * blocks;
@@ -815,8 +813,7 @@ __global__ void __launch_bounds__(OnePassTile::threads, 1)
         putWarpSum(true);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          if (t == 0)
-            a.columnSums[bhOf() * a.keys.length + first() + row + 8 * i - a.keys.first] = columnSum[2 * i];
+          if (t == 0) a.columnSums[bhOf() * a.keys.length + first() + row + 8 * i - a.keys.first] = columnSum[2 * i];
         }
       }
       skipTo(keyWork(a, work).lastTile + 1);

@@ -133,8 +133,7 @@ cudaError_t launchNsaDqHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, cudaS
   const NsaUnits<kNsaDqWarps> units(a.group, a.N);
   const NsaKeyMaps maps(a, head);
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(a.batch * a.kvHeads * units.items, a.multiprocessors));
-  kernel<<<grid, 32 + 32 * kNsaDqWarps, bytes, stream>>>(
-      a, slots, maps.copies, maps.k, maps.v);
+  kernel<<<grid, 32 + 32 * kNsaDqWarps, bytes, stream>>>(a, slots, maps.copies, maps.k, maps.v);
   return lastLaunch();
 }
 

@@ -146,8 +146,7 @@ cudaError_t launchNsaForwardHead(const NsaArgs<T, Rule>& a, size_t sharedLimit, 
   const NsaKeyMaps maps(a, head);
   const NsaUnits<kNsaForwardWarps> units(a.group, a.N);
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(a.batch * a.kvHeads * units.items, a.multiprocessors));
-  kernel<<<grid, 32 + 32 * kNsaForwardWarps, bytes, stream>>>(
-      a, slots, maps.copies, maps.k, maps.v);
+  kernel<<<grid, 32 + 32 * kNsaForwardWarps, bytes, stream>>>(a, slots, maps.copies, maps.k, maps.v);
   return lastLaunch();
 }
 

@@ -236,10 +236,10 @@ struct NsaBlock {
   }
   __device__ __forceinline__ void initialise(NsaCopies copies) const {
     for (int i = threadIdx.x; i < kBarrierCount; i += blockDim.x) {
-      const int arrivals = i < kNsaMostSlots                                   ? (copies == NsaCopies::Async ? 32 : 1)
-                           : i < 2 * kNsaMostSlots                             ? 32 * consumers
+      const int arrivals = i < kNsaMostSlots                            ? (copies == NsaCopies::Async ? 32 : 1)
+                           : i < 2 * kNsaMostSlots                      ? 32 * consumers
                            : i < 2 * kNsaMostSlots + consumers * kQueue ? 1
-                                                                               : 32;
+                                                                        : 32;
       stageBarrierInit(barrier(i), arrivals);
     }
 #if __CUDA_ARCH__ >= 900

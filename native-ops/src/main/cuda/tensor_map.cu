@@ -24,9 +24,9 @@ cudaError_t encode(CUtensorMap* map, CUtensorMapDataType type, int rank, const v
   const auto encodeTiled = encoder();
   if (!encodeTiled) return cudaErrorNotSupported;
   const cuuint32_t steps[] = {1, 1, 1, 1, 1};
-  const CUresult r = encodeTiled(map, type, rank, const_cast<void*>(data), sizes, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult r =
+      encodeTiled(map, type, rank, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 /// The stride of a single entry is never used.

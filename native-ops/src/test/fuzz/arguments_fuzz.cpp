@@ -1,6 +1,7 @@
-// Fuzz target of the checks between a framework and the kernels (op/arguments.h, op/nsa_arguments.h). The input's bytes are a right call of
-// an op and changes to it. A call is refused with a std::invalid_argument that begins with the op's name, or it is
-// safe: its outputs overlap nothing, and a kernel that runs it on the arrays changes no byte outside of its outputs.
+// Fuzz target of the checks between a framework and the kernels (op/arguments.h, op/nsa_arguments.h). The input's bytes
+// are a right call of an op and changes to it. A call is refused with a std::invalid_argument that begins with the op's
+// name, or it is safe: its outputs overlap nothing, and a kernel that runs it on the arrays changes no byte outside of
+// its outputs.
 //
 // libFuzzer calls LLVMFuzzerTestOneInput; with GATEDFWA_FUZZ_REPLAY a main of our own runs the files of a folder.
 #include <algorithm>
@@ -104,8 +105,8 @@ class Layout {
   size_t at_ = kArena / 4;
 };
 
-constexpr const char* kNsaOps[] = {"nsa_compressed_attention", "nsa_compressed_attention_bp",
-                                   "nsa_selected_attention", "nsa_selected_attention_bp", "nsa_select"};
+constexpr const char* kNsaOps[] = {"nsa_compressed_attention", "nsa_compressed_attention_bp", "nsa_selected_attention",
+                                   "nsa_selected_attention_bp", "nsa_select"};
 
 /// A right call of kNsaOps[op].
 Call rightNsaCall(Bytes& bytes, size_t op, DataType type, DataType accumulator) {
@@ -354,10 +355,12 @@ void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& writt
 void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const GateBackward& params) {
   runKernel(call, written, params, cpu::gateBackward);
 }
-void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaCompressedForward& params) {
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written,
+               const NsaCompressedForward& params) {
   runKernel(call, written, params, cpu::nsaCompressedForward);
 }
-void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaCompressedBackward& params) {
+void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written,
+               const NsaCompressedBackward& params) {
   runKernel(call, written, params, cpu::nsaCompressedBackward);
 }
 void runKernel(const Call& call, const std::vector<std::vector<intptr_t>>& written, const NsaSelect& params) {

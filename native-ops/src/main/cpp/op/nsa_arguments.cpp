@@ -1,5 +1,6 @@
 #include "op/nsa_arguments.h"
 
+#include <cstdint>
 #include <string>
 
 #include "op/checks.h"
@@ -20,6 +21,10 @@ struct Nsa {
       : check(op) {
     check.count("integer arguments", arguments.integers.size(), integers, integers,
                 std::to_string(integers) + ": " + names);
+    for (size_t i = 0; i < arguments.integers.size(); i++)  // so that products of two of them stay in 64 bits
+      if (arguments.integers[i] > INT32_MAX)
+        check.fail("integer argument ", i + 1, " of (", names, ") is ", arguments.integers[i], "; it must be at most ",
+                   INT32_MAX);
     check.count("floating-point arguments", arguments.reals.size(), 0, 1, "at most 1: scale");
     check.count("boolean arguments", arguments.booleans.size(), 0, 1, "at most 1: hasMask");
     hasMask = !arguments.booleans.empty() && arguments.booleans[0];

@@ -172,6 +172,8 @@ void wrongCallsAreRefused() {
   selectRefused("indices is LONG; expected INT", [](Call& c) { c.outputs[0].type = DataType::Long; });
   selectRefused("indices has shape [2, 9, 2, 4]; expected [2, 9, 2, 3]", [](Call& c) { c.outputs[0].shape[3] = 4; });
 
+  selectedRefused("integer argument 1 of (selectionBlock) is 2147483648; it must be at most 2147483647",
+                  [](Call& c) { c.arguments.integers[0] = int64_t{1} << 31; });
   selectedRefused("argument 'selectionBlock' is 0; it must be at least 1",
                   [](Call& c) { c.arguments.integers[0] = 0; });
   selectedRefused("k has shape [2, 8, 2, 16]; expected [2, >=9, a divisor of 4, 16]",

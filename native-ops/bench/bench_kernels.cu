@@ -4,66 +4,29 @@
 // gate's own kernel has left (attentionForwardWithSums). ms is the median over repetitions; TFLOP/s counts the band's
 // useful operations only, 4 B H D pairs forward and 3.5 times that forward+backward.
 //
-//   bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...
+//   bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once|reruns]...
+// once: each Hopper row once, for a profiler; reruns: no times, but each of these rows 1,000 times forward and
+// backward, their outputs compared with the first run's bits.
 // --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device.
-#include <algorithm>
 #include <cstring>
-#include <functional>
-#include <string>
-#include <vector>
 
-#include "device_array.h"
-#include "gatedfwa_cuda.h"
+#include "measure.h"
 
 using namespace gatedfwa;
 using namespace gatedfwa::cuda;
+using namespace gatedfwa::measure;
 using namespace gatedfwa::test;
 
 namespace {
 
 Device device;
-int repetitions = 0;  ///< 0: as many as fill 0.2 s
-
-double median(std::vector<double> x) {
-  std::sort(x.begin(), x.end());
-  return x[x.size() / 2];
-}
-
-double milliseconds(const std::function<void()>& body) {
-  cudaEvent_t start, stop;
-  CHECK(cudaEventCreate(&start));
-  CHECK(cudaEventCreate(&stop));
-  const auto once = [&] {
-    CHECK(cudaEventRecord(start));
-    body();
-    CHECK(cudaEventRecord(stop));
-    CHECK(cudaEventSynchronize(stop));
-    float ms;
-    CHECK(cudaEventElapsedTime(&ms, start, stop));
-    return static_cast<double>(ms);
-  };
-  if (repetitions == 1) return once();
-  once();
-  const double guess = once();
-  const int repeats = std::max(7, std::min(100, static_cast<int>(200 / std::max(guess, 0.01))));
-  std::vector<double> times(repeats);
-  for (double& t : times) t = once();
-  CHECK(cudaEventDestroy(start));
-  CHECK(cudaEventDestroy(stop));
-  return median(times);
-}
-
-void must(Result r, const char* what) {
-  if (!r) {
-    std::fprintf(stderr, "%s: status %d, %s\n", what, static_cast<int>(r.status), cudaGetErrorString(r.cuda));
-    std::exit(2);
-  }
-}
+bool comparing = false;  ///< compare the outputs of many runs, and time nothing
 
 template <typename T>
 struct Buffer {
   T* data = nullptr;
-  explicit Buffer(int64_t n) { CHECK(cudaMalloc(&data, std::max<int64_t>(n, 1) * sizeof(T))); }
+  const int64_t count;
+  explicit Buffer(int64_t n) : count(n) { CHECK(cudaMalloc(&data, std::max<int64_t>(n, 1) * sizeof(T))); }
   ~Buffer() { cudaFree(data); }
   Buffer(const Buffer&) = delete;
   Input in(int64_t n1, int64_t n2, int64_t n3) const { return {data, {n1 * n2 * n3, n2 * n3, n3, 1}}; }
@@ -115,12 +78,19 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
     must(attentionForward(f, device, mode, forwardWork.data, forwardBytes, nullptr), "forward");
   };
   const double useful = 4.0 * B * H * D * pairs(N, M, w);
-  const auto print = [&](const char* pass, double ms, double factor) {
+  const auto measured = [&](const char* pass, double factor, const std::function<void()>& run, const auto&... outputs) {
+    if (comparing) {
+      char what[100];
+      std::snprintf(what, sizeof what, "%s %s D%lld w%lld%s", pass, typeName, (long long)D, (long long)w,
+                    gate ? " gate" : "");
+      return compareReruns(what, 1000, run, outputs...);
+    }
+    const double ms = milliseconds(run);
     std::printf("%s,%s,%lld,%lld,%lld,%lld,%lld,%d,%s,%.4f,%.1f\n", name, typeName, (long long)B, (long long)H,
                 (long long)N, (long long)D, (long long)w, gate, pass, ms, factor * useful / ms * 1e-9);
     std::fflush(stdout);
   };
-  print("forward", milliseconds(runForward), 1);
+  measured("forward", 1, runForward, o, lse);
   if (gate && readySums) {
     Buffer<float> h(B * M * H), beta(B * M * H), gated(B * M * H);
     h.fill(B, M, H, 1, Fill::Normal, 6);
@@ -131,11 +101,13 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
          "gate");
     AttentionForward given = f;
     given.alpha = gated.in(M, H, 1);
-    print("forward with ready sums", milliseconds([&] {
-            must(attentionForwardWithSums(given, sums.data, device, mode, forwardWork.data, forwardBytes, nullptr),
-                 "forward with sums");
-          }),
-          1);
+    measured(
+        "forward with ready sums", 1,
+        [&] {
+          must(attentionForwardWithSums(given, sums.data, device, mode, forwardWork.data, forwardBytes, nullptr),
+               "forward with sums");
+        },
+        o, lse);
   }
   if (!backward) return;
   Buffer<T> dO(B * N * H * D), dq(B * N * H * D), dk(B * M * Hkv * D), dv(B * M * Hkv * D);
@@ -154,12 +126,15 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
   const auto runBackward = [&] {
     must(attentionBackward(g, device, mode, backwardWork.data, backwardBytes, nullptr), "backward");
   };
-  print("backward", milliseconds(runBackward), 2.5);
-  print("forward+backward", milliseconds([&] {
-          runForward();
-          runBackward();
-        }),
-        3.5);
+  runForward();
+  measured("backward", 2.5, runBackward, dq, dk, dv, dalpha);  // without a gate dalpha stays as it is
+  measured(
+      "forward+backward", 3.5,
+      [&] {
+        runForward();
+        runBackward();
+      },
+      o, lse, dq, dk, dv, dalpha);
 }
 
 void bf16(const char* name, int64_t B, int64_t H, int64_t Hkv, int64_t N, int64_t D, int64_t w, bool gate,
@@ -227,11 +202,18 @@ void decode() {
                            w, true, false);
 }
 
-/// Each shape a few times, for a profiler.
 void once() {
-  repetitions = 1;
+  profiling = true;
   for (int64_t D : {64, 128})
     for (int64_t w : {512, 1024}) bf16("gatedfwa", 1, 16, 16, 65536, D, w, true);
+}
+
+void reruns() {
+  comparing = true;
+  hopper();
+  for (int64_t D : {64, 128})
+    bench<__half>("gatedfwa", "fp16", ElementType::Float16, FloatMode::Strict, 1, 16, 16, 65536, 65536, D, 512, true,
+                  true);
 }
 
 }  // namespace
@@ -257,10 +239,12 @@ int main(int argc, char** argv) {
       decode();
     else if (!std::strcmp(argv[i], "once"))
       once();
+    else if (!std::strcmp(argv[i], "reruns"))
+      reruns();
     else {
-      std::fprintf(stderr, "usage: bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once]...\n");
+      std::fprintf(stderr, "usage: bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once|reruns]...\n");
       return 2;
     }
   }
-  return 0;
+  return differing != 0;
 }

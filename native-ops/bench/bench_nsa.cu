@@ -4,20 +4,16 @@
 // attention's useful products, 4 H D (query, key) pairs forward, 2.5 times that backward; of the choice, and of the
 // compressed attention with the choice, those of the compressed attention alone.
 //
-//   bench_nsa [target|lengths|once|reruns]...     target: N = 64K; lengths: 8K to 256K, forward; once: each kernel
-//   once;
-//     reruns: selected attention 1,000 times at N = 64K, the others 200 times, outputs compared with the first run's
-//     bits
-#include <algorithm>
+//   bench_nsa [--mma] [target|lengths|once|reruns]...
+// target: N = 64K; lengths: 8K to 256K, forward; once: each kernel once, for a profiler; reruns: no times, but selected
+// attention 1,000 times at N = 64K, the others 200 times, their outputs compared with the first run's bits.
+// --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device.
 #include <cstring>
-#include <functional>
-#include <string>
-#include <vector>
 
-#include "device_array.h"
-#include "gatedfwa_cuda.h"
+#include "measure.h"
 
 using namespace gatedfwa;
+using namespace gatedfwa::measure;
 using namespace gatedfwa::cuda;
 using namespace gatedfwa::test;
 
@@ -25,38 +21,7 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 Device device;
-bool profiling = false, comparing = false;
-int differing = 0;  ///< kernels whose reruns differ
-
-double milliseconds(const std::function<void()>& body) {
-  cudaEvent_t start, stop;
-  CHECK(cudaEventCreate(&start));
-  CHECK(cudaEventCreate(&stop));
-  const auto once = [&] {
-    CHECK(cudaEventRecord(start));
-    body();
-    CHECK(cudaEventRecord(stop));
-    CHECK(cudaEventSynchronize(stop));
-    float ms;
-    CHECK(cudaEventElapsedTime(&ms, start, stop));
-    return static_cast<double>(ms);
-  };
-  if (profiling) return once();
-  once();
-  const double guess = once();
-  std::vector<double> times(std::max(5, std::min(50, static_cast<int>(300 / std::max(guess, 0.01)))));
-  for (double& t : times) t = once();
-  std::sort(times.begin(), times.end());
-  CHECK(cudaEventDestroy(start));
-  CHECK(cudaEventDestroy(stop));
-  return times[times.size() / 2];
-}
-
-void must(Result r, const char* what) {
-  if (r) return;
-  std::fprintf(stderr, "%s: status %d, %s\n", what, static_cast<int>(r.status), cudaGetErrorString(r.cuda));
-  std::exit(2);
-}
+bool comparing = false;  ///< compare the outputs of many runs, and time nothing
 
 template <typename T>
 struct Buffer {
@@ -78,46 +43,6 @@ struct Buffer {
     return *this;
   }
 };
-
-__global__ void compareKernel(const uint32_t* x, const uint32_t* y, int64_t count, unsigned int* different) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x)
-    if (x[i] != y[i]) *different = 1;
-}
-
-/// Rare races between copies and reads show only where a block has many tiles, so at full length.
-template <typename... Outputs>
-void compareReruns(const char* name, int runs, const std::function<void()>& run, const Outputs&... outputs) {
-  run();
-  std::vector<std::pair<void*, void*>> firsts;
-  std::vector<int64_t> words;
-  const auto keep = [&](const auto& x) {
-    const int64_t bytes = x.count * static_cast<int64_t>(sizeof(*x.data));
-    void* copy;
-    CHECK(cudaMalloc(&copy, bytes));
-    CHECK(cudaMemcpy(copy, x.data, bytes, cudaMemcpyDeviceToDevice));
-    firsts.emplace_back(x.data, copy);
-    words.push_back(bytes / 4);
-  };
-  (keep(outputs), ...);
-  unsigned int* different;
-  CHECK(cudaMalloc(&different, runs * sizeof(unsigned int)));
-  CHECK(cudaMemset(different, 0, runs * sizeof(unsigned int)));
-  for (int i = 0; i < runs; ++i) {
-    for (size_t n = 0; n < words.size(); ++n) CHECK(cudaMemsetAsync(firsts[n].first, 0xff, words[n] * 4));
-    run();
-    for (size_t n = 0; n < words.size(); ++n)
-      compareKernel<<<1024, 256>>>(static_cast<const uint32_t*>(firsts[n].first),
-                                   static_cast<const uint32_t*>(firsts[n].second), words[n], different + i);
-  }
-  std::vector<unsigned int> found(runs);
-  CHECK(cudaMemcpy(found.data(), different, runs * sizeof(unsigned int), cudaMemcpyDeviceToHost));
-  const int count = static_cast<int>(std::count(found.begin(), found.end(), 1u));
-  std::printf("%s: %d runs, %d differ\n", name, runs, count);
-  std::fflush(stdout);
-  differing += count != 0;
-  for (const auto& x : firsts) CHECK(cudaFree(x.second));
-  CHECK(cudaFree(different));
-}
 
 void bench(int64_t N, bool backward) {
   const int64_t B = 1, H = 64, Hkv = 4, D = 128, l = 32, d = 16, selection = 64, topN = 16, w = 512;
@@ -195,7 +120,10 @@ void bench(int64_t N, bool backward) {
     selectedPairs += static_cast<double>((std::min(topN, p / selection + 1) - 1) * selection + p % selection + 1);
   }
   const double flops = 4.0 * B * H * D;
-  const auto print = [&](const char* name, double ms, double useful) {
+  const auto measured = [&](const char* name, double useful, const std::function<void()>& run, int reruns,
+                            const auto&... outputs) {
+    if (comparing) return compareReruns(name, reruns, run, outputs...);
+    const double ms = milliseconds(run);
     std::printf("%s,%lld,%lld,%lld,%lld,%lld,%.3f,%.1f\n", name, (long long)B, (long long)H, (long long)Hkv,
                 (long long)N, (long long)D, ms, useful / ms * 1e-9);
     std::fflush(stdout);
@@ -208,26 +136,25 @@ void bench(int64_t N, bool backward) {
     const auto runWindow = [&] {
       must(attentionForward(window, device, FloatMode::Strict, work.data, bytes, nullptr), "window");
     };
-    if (comparing) {
-      compareReruns("compressed forward", 200, runCompressed, o, lseCmp);
-      compareReruns("select", 200, runSelect, indices);
-      compareReruns("selected forward", 1000, runSelected, o, lse);
-    }
-    print("compressed forward", milliseconds(runCompressed), flops * compressedPairs);
-    print("select", milliseconds(runSelect), flops * compressedPairs);
-    print("compressed forward + select", milliseconds([&] {
-            runCompressed();
-            runSelect();
-          }),
-          flops * compressedPairs);
-    print("selected forward", milliseconds(runSelected), flops * selectedPairs);
-    print("three branches forward", milliseconds([&] {
-            runCompressed();
-            runSelect();
-            runSelected();
-            runWindow();
-          }),
-          flops * (compressedPairs + selectedPairs + static_cast<double>(N) * w));
+    measured("compressed forward", flops * compressedPairs, runCompressed, 200, o, lseCmp);
+    measured("select", flops * compressedPairs, runSelect, 200, indices);
+    measured(
+        "compressed forward + select", flops * compressedPairs,
+        [&] {
+          runCompressed();
+          runSelect();
+        },
+        200, lseCmp, indices);
+    measured("selected forward", flops * selectedPairs, runSelected, 1000, o, lse);
+    measured(
+        "three branches forward", flops * (compressedPairs + selectedPairs + static_cast<double>(N) * w),
+        [&] {
+          runCompressed();
+          runSelect();
+          runSelected();
+          runWindow();
+        },
+        200, lseCmp, indices, o);
     runCompressed();
     runSelected();
   }
@@ -254,15 +181,13 @@ void bench(int64_t N, bool backward) {
   const size_t forwardBytes = std::max(nsaForwardWorkspace(selected, device), nsaForwardWorkspace(compressed, device));
   Buffer<char> forwardWork(1, 1, 1, static_cast<int64_t>(forwardBytes));
   must(nsaForward(selected, device, forwardWork.data, forwardBytes, nullptr), "selected");
-  const auto runSelected = [&] { must(nsaBackward(selectedBackward, device, work.data, bytes, nullptr), "selected"); };
-  if (comparing) compareReruns("selected backward", 1000, runSelected, dq, dk, dv);
-  print("selected backward", milliseconds(runSelected), 2.5 * flops * selectedPairs);
+  measured(
+      "selected backward", 2.5 * flops * selectedPairs,
+      [&] { must(nsaBackward(selectedBackward, device, work.data, bytes, nullptr), "selected"); }, 1000, dq, dk, dv);
   must(nsaForward(compressed, device, forwardWork.data, forwardBytes, nullptr), "compressed");
-  const auto runCompressed = [&] {
-    must(nsaBackward(compressedBackward, device, work.data, bytes, nullptr), "compressed");
-  };
-  if (comparing) compareReruns("compressed backward", 200, runCompressed, dq, dk, dv);
-  print("compressed backward", milliseconds(runCompressed), 2.5 * flops * compressedPairs);
+  measured(
+      "compressed backward", 2.5 * flops * compressedPairs,
+      [&] { must(nsaBackward(compressedBackward, device, work.data, bytes, nullptr), "compressed"); }, 200, dq, dk, dv);
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ struct Case {
   std::string name;
   Shape shape;
   double amplitude = 1, decay = 0.5, gradient = 1;  ///< of q, k and v; largest alpha; of dO
-  double resets = 0;                                ///< share of tokens with alpha = +infinity
+  double resets = 0, reset = INFINITY;              ///< share of tokens whose alpha is `reset`
   int64_t paddedFrom = -1;                          ///< first token of the padding, which holds NaN
   double maskedShare = 0;                           ///< share of tokens masked at random
   bool strided = false;
@@ -88,7 +88,7 @@ void run(const Case& c, InstructionSet set, const char* setName) {
   draw(v, c.amplitude);
   draw(dO, std::is_same_v<E, Float16> ? 1 : c.gradient);
   std::vector<double> decays(alpha.length()), keep(mask.length(), 1.0);
-  for (double& a : decays) a = uniform(random) < c.resets ? INFINITY : c.decay * uniform(random);
+  for (double& a : decays) a = uniform(random) < c.resets ? c.reset : c.decay * uniform(random);
   alpha.set(decays);
   for (size_t i = 0; i < keep.size(); i++)
     if (uniform(random) < c.maskedShare || (c.paddedFrom >= 0 && static_cast<int64_t>(i) % s.keyLength >= c.paddedFrom))
@@ -223,6 +223,11 @@ std::vector<Case> cases() {
     c.name += " resets", c.resets = 0.05;
     all.push_back(c);
     c.name += " masked", c.shape.masked = true, c.maskedShare = 0.4, c.nasty = true;
+    all.push_back(c);
+  }
+  for (double reset : {1e5, 1e9, 1e13}) {
+    Case c{"resets by " + std::to_string(reset), shape(1, 200, 230, 2, 1, 16, 16, 100)};
+    c.resets = 0.05, c.reset = reset;
     all.push_back(c);
   }
   {

@@ -69,12 +69,18 @@ struct DiagonalDecay {
   /// isReal(i) of token first + i; `gap`: sum of alpha from the newest real token before the tile to `first`.
   template <typename IsReal>
   void set(const Decays<A>& alpha, int64_t first, int64_t count, double gap, IsReal isReal) {
-    double prefix = 0;
+    // The two parts are summed apart, so that one alpha far above the others takes no bits from the decays beside it.
+    double wholes = 0, fractions = 0;
     for (int64_t i = 0; i < roundUp(count, kPanel<A>); i++) {
       const double x = i > 0 && i < count ? alpha[first + i] : 0.0;
       const bool finite = x - x == 0, real = i < count && isReal(i);
-      prefix += finite ? x : 0.0;
-      split(kLog2E * prefix, whole[i], fraction[i]);
+      double part, rest;
+      split(finite ? kLog2E * x : 0.0, part, rest);
+      wholes += part;
+      split(fractions + rest, part, fractions);
+      wholes += part;
+      whole[i] = wholes;
+      fraction[i] = static_cast<A>(fractions);
       bound[i] = finite ? (i > 0 ? bound[i - 1] : A(0)) : static_cast<A>(i);
       barrier[i] = (i > 0 ? barrier[i - 1] : A(0)) - (finite ? A(0) : static_cast<A>(x));
       bounded = bounded || !finite;

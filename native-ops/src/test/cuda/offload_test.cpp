@@ -45,7 +45,7 @@ void onCpu(AttentionSample& sample) {
   cpu::attentionBackward(sample.backward(), threads(kWorkers), set);
 }
 
-/// Twice what each may be off by (gatedfwa.md); FLOAT with room for gradients that cancel.
+/// Twice what each may be off by (docs/cuda.md); FLOAT with room for gradients that cancel.
 double tolerance(ElementType type) {
   switch (type) {
     case ElementType::Float64:

@@ -274,39 +274,58 @@ Case randomCase(uint32_t seed) {
   return c;
 }
 
-/// NaN and infinities stay in the rows that see them.
+/// A NaN in v, k, q or alpha reaches the rows that see it and no others, nor any through a hard reset.
 template <typename E>
-void confinement(InstructionSet set, const char* setName) {
-  const int64_t N = 200, D = 16, w = 20, bad = 77;
+void confinement(InstructionSet set, const char* setName, int which, int64_t queries, int64_t w, int64_t bad,
+                 int64_t reset) {
+  const int64_t M = 200, D = 16;
   using A = AccumulatorOf<E>;
-  for (int which = 0; which < 3; which++) {
-    Buffer<E> q({1, N, 1, D}, false), k({1, N, 1, D}, false), v({1, N, 1, D}, false), o({1, N, 1, D}, false);
-    Buffer<A> alpha({1, N, 1}, false), lse({1, 1, N}, false);
-    std::mt19937 random(5);
-    std::normal_distribution<double> normal;
-    for (auto* x : {&q, &k, &v})
-      for (int64_t i = 0; i < N * D; i++) x->data()[i] = narrow<E>(normal(random));
-    for (int64_t i = 0; i < N; i++) alpha.data()[i] = static_cast<A>(0.01);
-    E* target = which == 0 ? v.data() : which == 1 ? k.data() : q.data();
-    std::memset(static_cast<void*>(target + bad * D + 3), 0xff, sizeof(E));
-    AttentionForward p{};
-    p.type = kType<E>;
-    p.batch = p.heads = p.kvHeads = 1;
-    p.queryLength = p.keyLength = N, p.headSize = p.valueSize = D, p.window = w, p.scale = 0.25;
-    p.q = q.template view<Input>(), p.k = k.template view<Input>(), p.v = v.template view<Input>();
-    p.alpha = alpha.template view<Input>();
-    p.o = o.template view<Output>(), p.lse = lse.template view<Output>();
-    cpu::attentionForward(p, threads(1), set);
-    for (int64_t t = 0; t < N; t++) {
-      const bool sees = which == 2 ? t == bad : t >= bad && t < bad + w;
-      checks++;
-      if (std::isnan(widen(o.data()[t * D + 3])) != sees) {
-        failures++;
-        std::printf("FAILED confinement %s of operand %d, row %d\n", setName, which, static_cast<int>(t));
-        break;
-      }
+  Buffer<E> q({1, queries, 1, D}, false), k({1, M, 1, D}, false), v({1, M, 1, D}, false), o({1, queries, 1, D}, false);
+  Buffer<A> alpha({1, M, 1}, false), lse({1, 1, queries}, false);
+  std::mt19937 random(5);
+  std::normal_distribution<double> normal;
+  for (auto* x : {&q, &k, &v})
+    for (size_t i = 0; i < x->length(); i++) x->data()[i] = narrow<E>(normal(random));
+  for (int64_t i = 0; i < M; i++) alpha.data()[i] = static_cast<A>(0.01);
+  alpha.data()[reset] = INFINITY;
+  const auto spoil = [](auto& x) { std::memset(static_cast<void*>(&x), 0xff, sizeof x); };
+  const int64_t past = M - queries;
+  if (which == 2 && bad < past) return;
+  if (which == 3)
+    spoil(alpha.data()[bad]);
+  else
+    spoil((which == 0 ? v.data() + bad * D : which == 1 ? k.data() + bad * D : q.data() + (bad - past) * D)[3]);
+  AttentionForward p{};
+  p.type = kType<E>;
+  p.batch = p.heads = p.kvHeads = 1;
+  p.queryLength = queries, p.keyLength = M, p.headSize = p.valueSize = D, p.window = w, p.scale = 0.25;
+  p.q = q.template view<Input>(), p.k = k.template view<Input>(), p.v = v.template view<Input>();
+  p.alpha = alpha.template view<Input>();
+  p.o = o.template view<Output>(), p.lse = lse.template view<Output>();
+  cpu::attentionForward(p, threads(1), set);
+  for (int64_t t = past; t < M; t++) {
+    const int64_t oldest = std::max(t - w + 1, t >= reset ? reset : 0);  // key that row t sees
+    const bool sees = which == 2 ? t == bad : bad <= t && (which == 3 ? oldest < bad : oldest <= bad);
+    checks++;
+    if (std::isnan(widen(o.data()[(t - past) * D + 3])) != sees ||
+        std::isnan(lse.data()[t - past]) != (sees && which)) {
+      failures++;
+      std::printf("FAILED confinement %s type %d: operand %d, %d queries, w %d, NaN at %d, reset at %d, row %d\n",
+                  setName, static_cast<int>(kType<E>), which, static_cast<int>(queries), static_cast<int>(w),
+                  static_cast<int>(bad), static_cast<int>(reset), static_cast<int>(t));
+      break;
     }
   }
+}
+
+template <typename E>
+void confinement(InstructionSet set, const char* setName) {
+  for (int which = 0; which < 4; which++)
+    for (int64_t queries : {2, 200})
+      for (int64_t w : {2, 20, 150})
+        for (int64_t bad : {3, 77, 130, 198})
+          for (int64_t reset : {0, 5, 60, 82, 135, 199})
+            if (which < 3 || bad != reset) confinement<E>(set, setName, which, queries, w, bad, reset);
 }
 
 /// A FLOAT problem in memory of its own, for what the cases above do not reach.

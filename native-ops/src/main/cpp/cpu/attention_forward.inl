@@ -54,7 +54,10 @@ struct Forward {
     tile.forEachKeyTile(buffers.keys, [&](const VisibleKeys<A>& keys) {
       if (keys.diagonal && keys.lookback == 0) {
         // Until here the decay from there to the row's base was left out: it is the same for all keys before the tile.
-        for (int64_t i = 0; i < tile.rows; i++) buffers.max[i] -= static_cast<A>(kLog2E * tile.decay.toBase[i]);
+        for (int64_t i = 0; i < tile.rows; i++) {
+          if (tile.decay.toBase[i] == kInfinity<double>) forget(i, buffers, p.valueSize);
+          if (buffers.sum[i] != 0) buffers.max[i] -= static_cast<A>(kLog2E * tile.decay.toBase[i]);
+        }
       }
       const bool finite = !tile.isEdge(keys, 0, Tile::kSize) || allFinite(keys.v.data, keys.count * p.valueSize);
       for (int64_t panel = 0; panel < panels; panel++) attend(tile, keys, panel, finite, buffers);
@@ -76,6 +79,13 @@ struct Forward {
   }
 
  private:
+  /// Row i has seen nothing: what it saw, NaN included, is behind a hard reset.
+  static void forget(int64_t i, const Buffers& buffers, int64_t columns) {
+    buffers.max[i] = -kInfinity<A>, buffers.sum[i] = 0;
+    A* o = buffers.o + i / kWidth * kWidth * columns + i % kWidth;
+    for (int64_t c = 0; c < columns; c++) o[c * kWidth] = 0;
+  }
+
   /// Keeps the products q.k as they are and the maximum of the scores.
   struct Scores {
     const A* bias;

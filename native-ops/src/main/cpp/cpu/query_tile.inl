@@ -47,7 +47,8 @@ struct QueryTile {
     const Decays<A> alpha = Decays<A>::of(p, b, h);
     const int64_t lowest = most(0, position - p.window + 1);
     gap = alpha[position];
-    for (earlierEnd = position; earlierEnd > lowest && !isReal(p, b, earlierEnd - 1);) gap += alpha[--earlierEnd];
+    for (earlierEnd = position; earlierEnd > lowest && !isReal(p, b, earlierEnd - 1);)
+      gap = addDecays(gap, alpha[--earlierEnd]);
     if (gap == kInfinity<double>) earlierEnd = lowest;
     if (earlierEnd == lowest) gap = 0;
     decay.set(alpha, position, rows, gap, [&](int64_t i) { return isReal(p, b, position + i); });
@@ -85,7 +86,7 @@ struct QueryTile {
     const int64_t lowest = most(0, position - p.window + 1);
     double sum = 0;
     for (int64_t end = earlierEnd, first; end > lowest && sum != kInfinity<double>; end = first) {
-      first = most(lowest, end - kTile<A>);
+      first = alpha.newestReset(most(lowest, end - kTile<A>), end);
       const uint8_t* keep = maskOf(p, b, first, end - first, buffers.keep);
       sum = alpha.columns(first, end, sum, keep, [&](int64_t i, double bias) {
         double whole;

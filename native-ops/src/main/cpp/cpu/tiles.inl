@@ -22,6 +22,11 @@ GATEDFWA_INLINE void split(double x, double& whole, A& fraction) {
   fraction = whole - whole == 0 ? static_cast<A>(x - whole) : A(0);
 }
 
+/// Decays over neighbouring stretches of tokens, added: nothing is seen through a hard reset, NaN included.
+GATEDFWA_INLINE double addDecays(double x, double y) {
+  return x == kInfinity<double> || y == kInfinity<double> ? kInfinity<double> : x + y;
+}
+
 /// The decays of one batch entry and head, or none. Sums are in float64 and start inside the window, so that their
 /// rounding does not depend on the position in the sequence.
 template <typename A>
@@ -42,9 +47,15 @@ struct Decays {
     double near = 0;
     for (int64_t j = end - 1; j >= first; j--) {
       set(j - first, keep && !keep[j - first] ? -kInfinity<double> : -kLog2E * (gap + near));
-      near += (*this)[j];
+      near = addDecays(near, (*this)[j]);
     }
-    return gap + near;
+    return addDecays(gap, near);
+  }
+  /// The newest hard reset of tokens (first, end), or `first`: tokens before it are not seen from `end` on.
+  GATEDFWA_INLINE int64_t newestReset(int64_t first, int64_t end) const {
+    for (int64_t j = end - 1; j > first; j--)
+      if ((*this)[j] == kInfinity<double>) return j;
+    return first;
   }
 };
 
@@ -63,7 +74,7 @@ struct DiagonalDecay {
   double common[kQueryTile<A>];  ///< sum of alpha from the query's base to the query
   double toBase[kQueryTile<A>];  ///< from the newest real token before the tile to the query's base
   A bound[kQueryTile<A>];        ///< keys below this index are behind a non-finite alpha
-  A barrier[kQueryTile<A>];      ///< their score: -infinity or NaN
+  A barrier[kQueryTile<A>];      ///< their score: -infinity or NaN, as that alpha says
   bool bounded = false;          ///< any bound above 0
 
   /// isReal(i) of token first + i; `gap`: sum of alpha from the newest real token before the tile to `first`.
@@ -82,13 +93,13 @@ struct DiagonalDecay {
       whole[i] = wholes;
       fraction[i] = static_cast<A>(fractions);
       bound[i] = finite ? (i > 0 ? bound[i - 1] : A(0)) : static_cast<A>(i);
-      barrier[i] = (i > 0 ? barrier[i - 1] : A(0)) - (finite ? A(0) : static_cast<A>(x));
+      barrier[i] = finite ? (i > 0 ? barrier[i - 1] : A(0)) : -static_cast<A>(x);
       bounded = bounded || !finite;
-      common[i] = (i > 0 ? common[i - 1] : gap) + x;
+      common[i] = addDecays(i > 0 ? common[i - 1] : gap, x);
       toBase[i] = i > 0 ? toBase[i - 1] : 0.0;
       wholeOfBase[i] = real || i == 0 ? whole[i] : wholeOfBase[i - 1];
       fractionOfBase[i] = real || i == 0 ? fraction[i] : fractionOfBase[i - 1];
-      if (real || common[i] - common[i] != 0) toBase[i] += common[i];
+      if (real || common[i] - common[i] != 0) toBase[i] = addDecays(toBase[i], common[i]);
       if (real) common[i] = 0;
       if (!real) whole[i] = -kInfinity<double>;
     }

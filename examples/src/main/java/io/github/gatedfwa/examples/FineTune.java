@@ -111,6 +111,7 @@ public final class FineTune implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
+    CommandLines.requireFile("--save", save);
     CommandLines.requirePositive("--steps", steps);
     CommandLines.requirePositive("--batch", batch);
     CommandLines.requirePositive("--context", context);

@@ -4,7 +4,8 @@
 
 Each line of the list is the arguments of one train.py. There is one worker per entry of --devices,
 so a GPU that is named twice runs two trainings at a time; a free worker takes the next line. What
-still runs when the time is over is stopped, with what it has saved until then.
+still runs when the time is over is stopped, with what it has saved until then. A training that fails
+is named, the others go on, and the exit status is 1.
 """
 
 import argparse
@@ -25,6 +26,7 @@ args = parser.parse_args()
 
 end = time.monotonic() + args.seconds
 jobs = [shlex.split(line) for line in args.jobs.read_text().splitlines() if line and not line.startswith("#")]
+failed = []
 lock = threading.Lock()
 
 
@@ -35,11 +37,14 @@ def worker(device):
                 return
             job = jobs.pop(0)
         try:
-            subprocess.run(
+            status = subprocess.run(
                 [sys.executable, Path(__file__).with_name("train.py"), "--runs", args.runs, *job],
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": device},
                 timeout=max(1, end - time.monotonic()),
-            )
+            ).returncode
+            if status != 0:
+                failed.append(job)
+                print(f"failed with exit status {status}: {shlex.join(job)}", flush=True)
         except subprocess.TimeoutExpired:
             print(f"stopped: {shlex.join(job)}", flush=True)
 
@@ -49,3 +54,4 @@ for thread in workers:
     thread.start()
 for thread in workers:
     thread.join()
+sys.exit(1 if failed else 0)

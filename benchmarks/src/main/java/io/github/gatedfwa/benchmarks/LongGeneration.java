@@ -43,18 +43,17 @@ public final class LongGeneration {
       write(model, bytes);
       return;
     }
-    System.exit(
-        ResidentMemory.inFreshProcess(
-            LongGeneration.class,
-            List.of(
-                "-Xms" + HEAP_MEGABYTES + "m",
-                "-Xmx" + HEAP_MEGABYTES + "m",
-                "-XX:+AlwaysPreTouch",
-                "-XX:+UseSerialGC",
-                "-XX:NativeMemoryTracking=summary"),
-            model.name(),
-            Integer.toString(bytes),
-            "here"));
+    ResidentMemory.inFreshProcess(
+        LongGeneration.class,
+        List.of(
+            "-Xms" + HEAP_MEGABYTES + "m",
+            "-Xmx" + HEAP_MEGABYTES + "m",
+            "-XX:+AlwaysPreTouch",
+            "-XX:+UseSerialGC",
+            "-XX:NativeMemoryTracking=summary"),
+        model.name(),
+        Integer.toString(bytes),
+        "here");
   }
 
   private static void write(Pretrained model, int bytes) throws IOException {

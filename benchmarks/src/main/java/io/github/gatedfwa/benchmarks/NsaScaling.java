@@ -12,7 +12,6 @@ import io.github.gatedfwa.samediff.NsaSelectedAttention;
 import io.github.gatedfwa.samediff.NsaSelectedAttentionBp;
 import java.io.IOException;
 import java.lang.management.ManagementFactory;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -45,16 +44,7 @@ public final class NsaScaling {
         "| N | compressed, forward / backward | select | selected | window | memory added, MB:"
             + " compressed | select | selected | window |\n|---|---|---|---|---|---|---|---|---|");
     for (int length = 1024; length <= 65536; length *= 2) {
-      new ProcessBuilder(
-              Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-              "-Xmx1g",
-              "-classpath",
-              System.getProperty("java.class.path"),
-              NsaScaling.class.getName(),
-              Integer.toString(length))
-          .inheritIO()
-          .start()
-          .waitFor();
+      ResidentMemory.inFreshProcess(NsaScaling.class, List.of("-Xmx1g"), Integer.toString(length));
     }
   }
 

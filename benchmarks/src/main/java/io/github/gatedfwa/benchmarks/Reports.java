@@ -1,20 +1,17 @@
 package io.github.gatedfwa.benchmarks;
 
+import io.github.gatedfwa.zoo.io.WholeFile;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 
 /** What the reports have in common. */
 final class Reports {
 
   private Reports() {}
 
-  /** Beside the file first, then renamed. */
   static void write(Path file, byte[] content) throws IOException {
-    Path part = file.resolveSibling(file.getFileName() + ".part");
-    Files.write(part, content);
-    Files.move(part, file, StandardCopyOption.REPLACE_EXISTING);
+    WholeFile.write(file, stream -> stream.write(content));
   }
 
   /** The processor's name where the system tells it, else its architecture. */

@@ -89,14 +89,23 @@ final class ResidentMemory {
     throw new IOException("/proc/self/status has no " + field);
   }
 
-  /** Runs a program of this class path, its output on ours; its exit code. */
-  static int inFreshProcess(Class<?> program, List<String> jvmArguments, String... arguments)
+  /**
+   * Runs a program of this class path, its output on ours.
+   *
+   * @throws IOException if it cannot be started or fails: what it measures would be missing
+   */
+  static void inFreshProcess(Class<?> program, List<String> jvmArguments, String... arguments)
       throws IOException, InterruptedException {
     List<String> command = new ArrayList<>();
     command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
     command.addAll(jvmArguments);
     command.addAll(List.of("-classpath", System.getProperty("java.class.path"), program.getName()));
     command.addAll(List.of(arguments));
-    return new ProcessBuilder(command).inheritIO().start().waitFor();
+    int exitCode = new ProcessBuilder(command).inheritIO().start().waitFor();
+    if (exitCode != 0) {
+      throw new IOException(
+          "%s %s ended with exit code %d"
+              .formatted(program.getSimpleName(), String.join(" ", arguments), exitCode));
+    }
   }
 }

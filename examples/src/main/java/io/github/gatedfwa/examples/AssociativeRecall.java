@@ -69,6 +69,7 @@ public final class AssociativeRecall implements Callable<Integer> {
   @Override
   public Integer call() throws IOException {
     options.check();
+    CommandLines.requirePositive("--keys", keys);
     for (int length : lengths) {
       if (length < TOKENS_PER_PAIR || length / TOKENS_PER_PAIR > keys) {
         throw new IllegalArgumentException(

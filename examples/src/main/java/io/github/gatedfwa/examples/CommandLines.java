@@ -7,8 +7,10 @@ import java.io.PrintWriter;
 import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileSystemException;
+import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.NotDirectoryException;
+import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import picocli.CommandLine;
@@ -30,6 +32,16 @@ final class CommandLines {
   static void requireAtLeast(int least, String option, int value) {
     if (value < least) {
       throw new IllegalArgumentException(option + " must be at least " + least + ", got " + value);
+    }
+  }
+
+  /**
+   * @throws IllegalArgumentException if nothing can be saved at the path of an option
+   */
+  static void requireFile(String option, Path path) {
+    Path name = path.getFileName();
+    if (name == null || name.toString().isEmpty() || Files.isDirectory(path)) {
+      throw new IllegalArgumentException(option + " must be a file, got the folder '" + path + "'");
     }
   }
 

@@ -275,7 +275,7 @@ final class CompletionServer implements AutoCloseable {
     JsonNode request = request(exchange);
     JsonNode prompt = request.get("prompt");
     if (prompt == null || !prompt.isTextual()) {
-      throw new Refusal(400, "prompt must be a string, got " + prompt);
+      throw new Refusal(400, "prompt must be a string, got " + shown(prompt));
     }
     TextGenerator generator;
     try {
@@ -331,9 +331,16 @@ final class CompletionServer implements AutoCloseable {
         otherwise instanceof Integer ? value.canConvertToInt() : value.canConvertToLong();
     if (!value.isNumber() || (whole && !(fits && value.canConvertToExactIntegral()))) {
       throw new Refusal(
-          400, name + " must be a " + (whole ? "whole " : "") + "number, got " + value);
+          400, name + " must be a " + (whole ? "whole " : "") + "number, got " + shown(value));
     }
     return value.numberValue();
+  }
+
+  /** A value for a message. What is nested may be too deep to be written out. */
+  private static String shown(JsonNode value) {
+    return value != null && value.isContainerNode()
+        ? "an " + value.getNodeType().name().toLowerCase(Locale.ROOT)
+        : String.valueOf(value);
   }
 
   private void acquire() throws Refusal {

@@ -22,8 +22,8 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 
 /**
- * Trains a pretrained model of the zoo on with text of the user's own, and keeps the weights that
- * were best on the part of it that is held out.
+ * Continues training a pretrained model of the zoo on the user's own text, and keeps the weights
+ * that were best on the part of it that is held out.
  *
  * <p>Ctrl-C saves at the end of the current step, and the same command goes on from there. DL4J's
  * EarlyStoppingGraphTrainer cannot: it knows neither the best score of the run that it continues
@@ -33,7 +33,7 @@ import picocli.CommandLine.Spec;
     name = "FineTune",
     mixinStandardHelpOptions = true,
     showDefaultValues = true,
-    description = "Trains a pretrained model on with text of your own.")
+    description = "Continues training a pretrained model on your own text.")
 public final class FineTune implements Callable<Integer> {
   /** With less there is no text to measure with. */
   private static final int LEAST_WINDOWS = 10;
@@ -111,6 +111,7 @@ public final class FineTune implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
+    CommandLines.requireFile("--save", save);
     CommandLines.requirePositive("--steps", steps);
     CommandLines.requirePositive("--batch", batch);
     CommandLines.requirePositive("--context", context);

@@ -89,6 +89,7 @@ public final class GateMap implements Callable<Integer> {
   @Override
   public Integer call() throws IOException {
     CommandLines.requirePositive("--length", length);
+    CommandLines.requireFile("--image", image);
     ComputationGraph network = CodeModel.open(model);
     List<TextGates.Head> heads = TextGates.heads(network);
     List<Integer> candidates =

@@ -106,9 +106,11 @@ public final class LongContext implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
+    CommandLines.requireAtLeast(0, "--longer-than", longerThan);
     CommandLines.requirePositive("--length", length);
     CommandLines.requirePositive("--texts", texts);
     CommandLines.requirePositive("--context", context);
+    CommandLines.requireFile("--plot", plot);
     PrintWriter out = spec.commandLine().getOut();
     List<byte[]> read = texts(out);
     ComputationGraph network = GatedFwaLM.builder().build().initPretrained(model);

@@ -92,8 +92,13 @@ final class Recall {
      * @throws IllegalArgumentException if one is out of its range
      */
     void check() {
+      CommandLines.requirePositive("--window", window);
+      CommandLines.requirePositive("--width", width);
+      CommandLines.requirePositive("--heads", heads);
+      CommandLines.requirePositive("--blocks", blocks);
       CommandLines.requirePositive("--steps", steps);
       CommandLines.requirePositive("--batch", batch);
+      CommandLines.requireFile("--plot", plot);
     }
 
     /** Sets what all kinds of attention have in common. */

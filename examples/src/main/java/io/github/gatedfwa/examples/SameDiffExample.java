@@ -66,6 +66,8 @@ public final class SameDiffExample implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
+    CommandLines.requireFile("--file", file);
+    CommandLines.requirePositive("--steps", steps);
     PrintWriter out = spec.commandLine().getOut();
     byte[] text = TEXT.getBytes(US_ASCII);
     INDArray tokens = Nd4j.create(DataType.INT32, 1, text.length - 1);

@@ -101,9 +101,14 @@ public final class TrainCodeModel implements Callable<Integer> {
 
   @Override
   public Integer call() throws IOException {
+    CommandLines.requireFile("--model", model);
     CommandLines.requirePositive("--steps", steps);
     CommandLines.requirePositive("--batch", batch);
     CommandLines.requirePositive("--context", context);
+    CommandLines.requirePositive("--width", width);
+    CommandLines.requirePositive("--blocks", blocks);
+    CommandLines.requirePositive("--heads", heads);
+    CommandLines.requirePositive("--attention-window", attentionWindow);
     CommandLines.requirePositive("--save-every", saveEvery);
     CommandLines.requireAtLeast(0, "--sample", sample);
     PrintWriter out = spec.commandLine().getOut();

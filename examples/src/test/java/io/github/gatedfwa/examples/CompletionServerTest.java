@@ -179,6 +179,11 @@ class CompletionServerTest {
     assertThat(refusal(400, completion(""))).contains("must be a JSON object");
     assertThat(refusal(400, completion("{}"))).isEqualTo("prompt must be a string, got null");
     assertThat(refusal(400, completion("{\"prompt\": 1}"))).contains("prompt", "1");
+    String deep = "[".repeat(100_000) + "]".repeat(100_000);
+    assertThat(refusal(400, completion("{\"prompt\": " + deep + "}")))
+        .isEqualTo("prompt must be a string, got an array");
+    assertThat(refusal(400, completion("{\"prompt\": \"\", \"seed\": " + deep + "}")))
+        .isEqualTo("seed must be a whole number, got an array");
     assertThat(refusal(400, completion("{\"prompt\": \"\", \"temperature\": -1}")))
         .isEqualTo("TextGenerator: temperature = -1.0: must be 0 or greater");
     assertThat(refusal(400, completion("{\"prompt\": \"\", \"temperature\": \"hot\"}")))

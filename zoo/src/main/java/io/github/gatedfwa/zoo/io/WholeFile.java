@@ -3,6 +3,7 @@ package io.github.gatedfwa.zoo.io;
 import java.io.BufferedOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -10,8 +11,9 @@ import java.nio.file.StandardOpenOption;
 import java.util.UUID;
 
 /**
- * Writes a file beside its place and renames it, so that a reader finds the old or the new one.
- * Several threads and processes may write the same file at once: the last to end counts.
+ * Writes a file beside its place, to the disk, and renames it: a reader finds the old or the new
+ * one, even after the machine has crashed. Several threads and processes may write the same file at
+ * once: the last to end counts. What a crash leaves unfinished has the extension {@code .part}.
  */
 public final class WholeFile {
   private WholeFile() {}
@@ -38,6 +40,10 @@ public final class WholeFile {
               Files.newOutputStream(
                   part, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE))) {
         content.writeTo(stream);
+      }
+      // Else the system may rename before it writes. Some writers close the stream: opened anew.
+      try (FileChannel written = FileChannel.open(part, StandardOpenOption.WRITE)) {
+        written.force(true);
       }
       Files.move(
           part, absolute, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);

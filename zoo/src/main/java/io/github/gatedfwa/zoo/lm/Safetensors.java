@@ -15,6 +15,9 @@ import java.util.stream.StreamSupport;
 import org.bytedeco.javacpp.indexer.HalfIndexer;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.shade.jackson.core.JsonParser;
+import org.nd4j.shade.jackson.core.JsonProcessingException;
+import org.nd4j.shade.jackson.core.JsonToken;
 import org.nd4j.shade.jackson.databind.JsonNode;
 import org.nd4j.shade.jackson.databind.ObjectMapper;
 
@@ -27,7 +30,13 @@ import org.nd4j.shade.jackson.databind.ObjectMapper;
  */
 record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) {
   private static final int LENGTH_BYTES = 8;
-  private static final long LONGEST_HEADER = 1 << 24;
+
+  /** That of {@code SMALL_JAVA} has 8 kB. */
+  private static final long LONGEST_HEADER = 1 << 20;
+
+  /** The header, a tensor, its shape. */
+  private static final int DEEPEST = 3;
+
   private static final int MOST_SIDES = 32; // ND4J has no arrays of more
 
   /**
@@ -46,16 +55,14 @@ record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) 
     }
     long length = bytes.remaining() < LENGTH_BYTES ? -1 : bytes.getLong(0);
     if (length < 0 || length > LONGEST_HEADER || length > bytes.remaining() - LENGTH_BYTES) {
-      throw broken(file, "no header of a length that fits the file", null);
+      throw broken(
+          file,
+          "no header of a length that fits the file and is at most " + LONGEST_HEADER + " bytes",
+          null);
     }
     byte[] json = new byte[(int) length];
     bytes.get(LENGTH_BYTES, json);
-    JsonNode header;
-    try {
-      header = new ObjectMapper().readTree(new String(json, UTF_8));
-    } catch (IOException e) {
-      throw broken(file, "the header is not JSON", e);
-    }
+    JsonNode header = header(file, new String(json, UTF_8));
     if (header == null || !header.isObject()) {
       throw broken(file, "the header is not a JSON object", null);
     }
@@ -80,6 +87,23 @@ record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) 
       }
     }
     return new Safetensors(metadata, tensors);
+  }
+
+  /** Checks the depth before it makes a tree: much of what works on trees is recursive. */
+  private static JsonNode header(Path file, String json) throws IOException {
+    ObjectMapper mapper = new ObjectMapper();
+    try (JsonParser parser = mapper.createParser(json)) {
+      int depth = 0;
+      for (JsonToken next = parser.nextToken(); next != null; next = parser.nextToken()) {
+        depth += next.isStructStart() ? 1 : next.isStructEnd() ? -1 : 0;
+        if (depth > DEEPEST) {
+          throw broken(file, "the header is nested more than " + DEEPEST + " deep", null);
+        }
+      }
+      return mapper.readTree(json);
+    } catch (JsonProcessingException e) {
+      throw broken(file, "the header is not JSON", e);
+    }
   }
 
   private static INDArray tensor(Path file, String name, JsonNode entry, ByteBuffer data)
@@ -131,6 +155,12 @@ record Safetensors(Map<String, String> metadata, Map<String, INDArray> tensors) 
   }
 
   private static IOException broken(Path file, String problem, Exception cause) {
-    return new IOException(file + " is not a safetensors file as expected: " + problem, cause);
+    return new IOException(
+        file + " is not a safetensors file as expected: " + printable(problem), cause);
+  }
+
+  /** A message that quotes a file; what would steer a terminal becomes U+FFFD. */
+  static String printable(String message) {
+    return message.replaceAll("\\p{Cntrl}|[\\x80-\\x9f]", "\ufffd");
   }
 }

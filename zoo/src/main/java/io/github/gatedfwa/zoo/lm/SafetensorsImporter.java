@@ -84,7 +84,8 @@ public final class SafetensorsImporter {
               }
             });
     if (!problems.isEmpty()) {
-      throw new IOException(file + " does not fit the model: " + String.join("; ", problems));
+      throw new IOException(
+          file + " does not fit the model: " + Safetensors.printable(String.join("; ", problems)));
     }
     parameters.forEach(
         (name, parameter) ->
@@ -98,7 +99,8 @@ public final class SafetensorsImporter {
     if (!FORMAT.equals(metadata.get("format"))) {
       throw new IOException(
           "%s is not a language model of the zoo: its format is \"%s\", not \"%s\""
-              .formatted(file, metadata.get("format"), FORMAT));
+              .formatted(
+                  file, Safetensors.printable(String.valueOf(metadata.get("format"))), FORMAT));
     }
     try {
       int width = number(metadata, "width");
@@ -120,7 +122,7 @@ public final class SafetensorsImporter {
           .nsaEvery(number(metadata, "nsa_every"))
           .build();
     } catch (IllegalArgumentException e) {
-      throw new IOException(file + ": " + e.getMessage(), e);
+      throw new IOException(file + ": " + Safetensors.printable(e.getMessage()), e);
     }
   }
 

@@ -3,23 +3,43 @@ package io.github.gatedfwa.zoo.lm;
 import static java.nio.charset.StandardCharsets.UTF_8;
 
 import io.github.gatedfwa.layers.GatedFWALayer;
+import io.github.gatedfwa.layers.TokenWiseLayer;
 import io.github.gatedfwa.zoo.text.TextWindowSequenceRecordReader;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
+import java.util.Set;
 import java.util.SplittableRandom;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.deeplearning4j.nn.api.Layer;
 import org.deeplearning4j.nn.api.layers.RecurrentLayer;
 import org.deeplearning4j.nn.conf.ComputationGraphConfiguration;
+import org.deeplearning4j.nn.conf.InputPreProcessor;
 import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.graph.ElementWiseVertex;
+import org.deeplearning4j.nn.conf.graph.FrozenVertex;
+import org.deeplearning4j.nn.conf.graph.GraphVertex;
+import org.deeplearning4j.nn.conf.graph.LayerVertex;
+import org.deeplearning4j.nn.conf.graph.MergeVertex;
+import org.deeplearning4j.nn.conf.graph.ScaleVertex;
+import org.deeplearning4j.nn.conf.graph.ShiftVertex;
+import org.deeplearning4j.nn.conf.layers.ActivationLayer;
+import org.deeplearning4j.nn.conf.layers.BaseRecurrentLayer;
+import org.deeplearning4j.nn.conf.layers.DenseLayer;
+import org.deeplearning4j.nn.conf.layers.DropoutLayer;
 import org.deeplearning4j.nn.conf.layers.EmbeddingSequenceLayer;
 import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
+import org.deeplearning4j.nn.conf.layers.GravesBidirectionalLSTM;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
+import org.deeplearning4j.nn.conf.layers.misc.FrozenLayer;
+import org.deeplearning4j.nn.conf.layers.misc.FrozenLayerWithBackprop;
+import org.deeplearning4j.nn.conf.preprocessor.FeedForwardToRnnPreProcessor;
+import org.deeplearning4j.nn.conf.preprocessor.RnnToFeedForwardPreProcessor;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.layers.wrapper.BaseWrapperLayer;
+import org.nd4j.linalg.activations.impl.ActivationSoftmax;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.indexing.NDArrayIndex;
@@ -28,11 +48,11 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
  * Lets a language model over bytes continue texts, byte by byte through {@code rnnTimeStep}.
  *
  * <p>The network is one as {@link GatedFwaLM} makes: input [minibatch, 1, time] with bytes as
- * values, output 256 probabilities in either RNN format. Layers may be frozen. A prompt is read in
- * chunks. With {@link GatedFWALayer}s alone, memory and time per byte do not grow with the length:
- * each keeps its last {@code windowSize - 1} keys and values, and of a long prompt only the end is
- * read that can still be seen, which is their windows added up. With other recurrent layers all of
- * it is read.
+ * values, output 256 probabilities in either RNN format. Its layers are recurrent in one direction
+ * or treat every byte by itself, and may be frozen. A prompt is read in chunks. With {@link
+ * GatedFWALayer}s alone, memory and time per byte do not grow with the length: each keeps its last
+ * {@code windowSize - 1} keys and values, and of a long prompt only the end is read that can still
+ * be seen, which is their windows added up. With other recurrent layers all of it is read.
  *
  * <p>The next byte is drawn in this order: the repetition penalty changes the model's
  * probabilities; the temperature flattens or sharpens them; topK and then topP leave only the
@@ -48,6 +68,17 @@ import org.nd4j.linalg.indexing.NDArrayIndex;
 public final class TextGenerator {
   /** Time steps of a chunk of a prompt: bounds the memory that reading it takes. */
   private static final int CHUNK = 1024;
+
+  /** Layers of DL4J that treat every byte by itself, beside {@link ActivationLayer}. */
+  private static final Set<Class<?>> LAYERS =
+      Set.of(
+          EmbeddingSequenceLayer.class, DenseLayer.class, DropoutLayer.class, RnnOutputLayer.class);
+
+  private static final Set<Class<?>> PREPROCESSORS =
+      Set.of(RnnToFeedForwardPreProcessor.class, FeedForwardToRnnPreProcessor.class);
+
+  private static final Set<Class<?>> VERTICES =
+      Set.of(ElementWiseVertex.class, MergeVertex.class, ScaleVertex.class, ShiftVertex.class);
 
   private final ComputationGraph network;
   private final double temperature;
@@ -86,22 +117,77 @@ public final class TextGenerator {
     check(repetitionWindow >= 1, "repetitionWindow", repetitionWindow, "must be at least 1");
     check(maxBytes >= 1, "maxBytes", maxBytes, "must be at least 1");
     check(stops.stream().allMatch(stop -> stop.length > 0), "stop", "\"\"", "must not be empty");
+    ComputationGraphConfiguration configuration = network.getConfiguration();
+    Layer last = network.getOutputLayer(0); // null if it is a vertex without a layer
     check(
         network.getNumInputArrays() == 1
             && network.getNumOutputArrays() == 1
-            && conf(network.getOutputLayer(0)) instanceof RnnOutputLayer output
+            && last != null
+            && conf(last) instanceof RnnOutputLayer output
             && output.getNOut() == GatedFwaLM.BYTES,
         "network",
-        network.getConfiguration().getNetworkOutputs(),
+        configuration.getNetworkOutputs(),
         "must have one input and one output, an RnnOutputLayer of 256 probabilities");
+    configuration.getVertices().forEach(TextGenerator::requireByteByByte);
     check(
         readsBytes(network),
         "network",
-        network.getConfiguration().getNetworkInputs(),
+        configuration.getNetworkInputs(),
         "must read [minibatch, 1, time] with bytes as values, by an EmbeddingSequenceLayer of 256");
     reach = reach(network);
-    timeLast =
-        ((RnnOutputLayer) conf(network.getOutputLayer(0))).getRnnDataFormat() != RNNFormat.NWC;
+    timeLast = ((RnnOutputLayer) conf(last)).getRnnDataFormat() != RNNFormat.NWC;
+  }
+
+  /**
+   * Refuses what mixes bytes without keeping those before as its state: byte by byte it would see
+   * one alone.
+   */
+  private static void requireByteByByte(String name, GraphVertex vertex) {
+    GraphVertex inner = vertex instanceof FrozenVertex frozen ? frozen.getUnderlying() : vertex;
+    if (inner instanceof LayerVertex of) {
+      org.deeplearning4j.nn.conf.layers.Layer layer = unfrozen(of.getLayerConf().getLayer());
+      InputPreProcessor before = of.getPreProcessor();
+      check(
+          isRecurrent(layer)
+              ? before == null
+              : isByteByByte(layer)
+                  && (before == null || PREPROCESSORS.contains(before.getClass())),
+          "network",
+          "%s (%s%s)"
+              .formatted(
+                  name,
+                  layer.getClass().getSimpleName(),
+                  before == null ? "" : " after " + before.getClass().getSimpleName()),
+          "must be a recurrent layer of one direction, without a preprocessor, which rnnTimeStep leaves out there, or treat every byte by itself");
+    } else {
+      check(
+          VERTICES.contains(inner.getClass()),
+          "network",
+          "%s (%s)".formatted(name, inner.getClass().getSimpleName()),
+          "must be a vertex that adds, merges, scales or shifts");
+    }
+  }
+
+  @SuppressWarnings("deprecation") // old models may have it
+  private static boolean isRecurrent(org.deeplearning4j.nn.conf.layers.Layer layer) {
+    return layer instanceof BaseRecurrentLayer && !(layer instanceof GravesBidirectionalLSTM);
+  }
+
+  private static boolean isByteByByte(org.deeplearning4j.nn.conf.layers.Layer layer) {
+    // Softmax is taken over the last dimension, which is time in one of the formats.
+    return layer instanceof TokenWiseLayer
+        || (layer instanceof ActivationLayer activation
+            && !(activation.getActivationFn() instanceof ActivationSoftmax))
+        || LAYERS.contains(layer.getClass());
+  }
+
+  /** The layer that is frozen; rnnTimeStep looks into one wrapper, too. */
+  private static org.deeplearning4j.nn.conf.layers.Layer unfrozen(
+      org.deeplearning4j.nn.conf.layers.Layer layer) {
+    if (layer instanceof FrozenLayer frozen) {
+      return frozen.getLayer();
+    }
+    return layer instanceof FrozenLayerWithBackprop frozen ? frozen.getUnderlying() : layer;
   }
 
   /** Whether no layer that the input goes to wants more than one number for each byte. */
@@ -539,7 +625,8 @@ public final class TextGenerator {
      * The generator.
      *
      * @throws IllegalArgumentException if a setting is not allowed, or if the network does not read
-     *     single bytes or its output is not an RnnOutputLayer of 256 probabilities
+     *     single bytes, its output is not an RnnOutputLayer of 256 probabilities or it has a layer
+     *     or vertex that may need other bytes than those before and keeps no state of them
      */
     public TextGenerator build() {
       return new TextGenerator(this);

@@ -91,6 +91,38 @@ class SafetensorsImporterTest {
   }
 
   @Test
+  void aHeaderThatAsksForMuchStackOrMemoryIsRefused() throws IOException {
+    String deep = "[".repeat(10_000) + "]".repeat(10_000);
+    Path nested =
+        file(
+            "{\"a\":{\"dtype\":\"F16\",\"shape\":%s,\"data_offsets\":[0,2]}}".formatted(deep),
+            new byte[2]);
+    assertThatThrownBy(() -> Safetensors.read(nested))
+        .isInstanceOf(IOException.class)
+        .hasMessageContaining("the header is nested more than 3 deep");
+    Path large = file("{" + " ".repeat(1 << 20) + "}", new byte[0]);
+    assertThatThrownBy(() -> Safetensors.read(large))
+        .isInstanceOf(IOException.class)
+        .hasMessageContaining("no header of a length that")
+        .hasMessageContaining("at most 1048576 bytes");
+  }
+
+  /** A terminal takes what follows the character 27 for a command. */
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      value = {
+        "\"F16\" | \"\\u001bF\" | is \ufffdF;",
+        "\"output.b\" | \"output\\u001b\\u009b\" | output\ufffd\ufffd is no parameter",
+        "gatedfwa-lm/1 | \\u001b | its format is \"\ufffd\"",
+        "\"blocks\":\"2\" | \"blocks\":\"\\u001b\" | metadata \"blocks\" is \"\ufffd\"",
+      })
+  void whatAMessageQuotesDoesNotSteerATerminal(String from, String to, String message)
+      throws IOException {
+    aFileThatDoesNotFitIsRefused(from, to, message);
+  }
+
+  @Test
   void tensorsThatShareBytesAreRefused() throws IOException {
     String header =
         IntStream.range(0, 3)

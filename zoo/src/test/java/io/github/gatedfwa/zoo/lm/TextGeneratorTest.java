@@ -6,6 +6,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.github.gatedfwa.layers.GatedFWALayer;
+import io.github.gatedfwa.layers.RMSNormLayer;
+import io.github.gatedfwa.layers.SwiGLULayer;
 import io.github.gatedfwa.zoo.lm.TextGenerator.Completion;
 import io.github.gatedfwa.zoo.lm.TextGenerator.Reason;
 import java.io.IOException;
@@ -15,19 +17,44 @@ import java.util.Collections;
 import java.util.List;
 import java.util.SplittableRandom;
 import java.util.function.UnaryOperator;
+import java.util.stream.Stream;
+import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
+import org.deeplearning4j.nn.conf.ConvolutionMode;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.graph.ElementWiseVertex;
+import org.deeplearning4j.nn.conf.graph.FrozenVertex;
+import org.deeplearning4j.nn.conf.graph.GraphVertex;
+import org.deeplearning4j.nn.conf.graph.L2NormalizeVertex;
+import org.deeplearning4j.nn.conf.graph.MergeVertex;
+import org.deeplearning4j.nn.conf.graph.ScaleVertex;
+import org.deeplearning4j.nn.conf.graph.ShiftVertex;
+import org.deeplearning4j.nn.conf.graph.rnn.ReverseTimeSeriesVertex;
 import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.ActivationLayer;
+import org.deeplearning4j.nn.conf.layers.BaseRecurrentLayer;
+import org.deeplearning4j.nn.conf.layers.Convolution1DLayer;
+import org.deeplearning4j.nn.conf.layers.DenseLayer;
+import org.deeplearning4j.nn.conf.layers.DropoutLayer;
 import org.deeplearning4j.nn.conf.layers.EmbeddingSequenceLayer;
+import org.deeplearning4j.nn.conf.layers.GravesBidirectionalLSTM;
 import org.deeplearning4j.nn.conf.layers.LSTM;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
+import org.deeplearning4j.nn.conf.layers.SelfAttentionLayer;
+import org.deeplearning4j.nn.conf.layers.misc.FrozenLayerWithBackprop;
+import org.deeplearning4j.nn.conf.layers.recurrent.Bidirectional;
+import org.deeplearning4j.nn.conf.layers.recurrent.SimpleRnn;
+import org.deeplearning4j.nn.conf.layers.util.MaskZeroLayer;
 import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.transferlearning.FineTuneConfiguration;
 import org.deeplearning4j.nn.transferlearning.TransferLearning;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.nd4j.linalg.activations.Activation;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
@@ -197,32 +224,165 @@ class TextGeneratorTest {
   }
 
   private static ComputationGraph recurrent(RNNFormat format) {
-    ComputationGraph recurrent =
-        new ComputationGraph(
-            new NeuralNetConfiguration.Builder()
-                .seed(1)
-                .graphBuilder()
-                .addInputs("in")
-                .setInputTypes(InputType.recurrent(GatedFwaLM.BYTES))
-                .addLayer(
-                    "embedding",
-                    new EmbeddingSequenceLayer.Builder()
-                        .nIn(GatedFwaLM.BYTES)
-                        .nOut(16)
-                        .outputDataFormat(format)
-                        .build(),
-                    "in")
+    return network(
+        format,
+        graph ->
+            graph
                 .addLayer(
                     "attention",
                     GatedFWALayer.builder().nOut(16).nHeads(2).windowSize(8).build(),
                     "embedding")
                 .addLayer(
-                    "lstm", new LSTM.Builder().nOut(16).dataFormat(format).build(), "attention")
-                .addLayer("out", outputOfBytes(), "lstm")
+                    "last", new LSTM.Builder().nOut(16).dataFormat(format).build(), "attention"));
+  }
+
+  /** Bytes in, probabilities out; between them vertices from "embedding" to "last". */
+  private static ComputationGraph network(RNNFormat format, UnaryOperator<GraphBuilder> between) {
+    GraphBuilder graph =
+        new NeuralNetConfiguration.Builder()
+            .seed(1)
+            .graphBuilder()
+            .addInputs("in")
+            .setInputTypes(InputType.recurrent(GatedFwaLM.BYTES))
+            .addLayer(
+                "embedding",
+                new EmbeddingSequenceLayer.Builder()
+                    .nIn(GatedFwaLM.BYTES)
+                    .nOut(16)
+                    .outputDataFormat(format)
+                    .build(),
+                "in");
+    ComputationGraph built =
+        new ComputationGraph(
+            between
+                .apply(graph)
+                .addLayer("out", outputOfBytes(), "last")
                 .setOutputs("out")
                 .build());
-    recurrent.init();
-    return recurrent;
+    built.init();
+    return built;
+  }
+
+  @ParameterizedTest
+  @EnumSource(RNNFormat.class)
+  void everyLayerAndVertexThatWorksByteByByteWillDo(RNNFormat format) {
+    // DL4J's SimpleRnn fails in rnnTimeStep with NWC.
+    BaseRecurrentLayer simple =
+        format == RNNFormat.NCW ? new SimpleRnn.Builder().nOut(16).build() : lstm(format);
+    ComputationGraph all =
+        network(
+            format,
+            graph ->
+                graph
+                    .addLayer("lstm", lstm(format), "embedding")
+                    .addLayer("norm", RMSNormLayer.builder().build(), "lstm")
+                    .addVertex("merged", new MergeVertex(), "embedding", "norm")
+                    .addLayer("simple", simple, "merged")
+                    .addVertex(
+                        "added", new ElementWiseVertex(ElementWiseVertex.Op.Add), "lstm", "simple")
+                    .addVertex("scaled", new ScaleVertex(3), "added")
+                    .addVertex("shifted", new ShiftVertex(0.1), "scaled")
+                    .addLayer(
+                        "swiglu", SwiGLULayer.builder().nOut(16).hiddenSize(24).build(), "shifted")
+                    .addLayer("dense", new DenseLayer.Builder().nOut(16).build(), "swiglu")
+                    .addLayer("dropout", new DropoutLayer(0.5), "dense")
+                    .addLayer(
+                        "last",
+                        new FrozenLayerWithBackprop(new ActivationLayer(Activation.SIGMOID)),
+                        "dropout"));
+    all.params().muli(3);
+    byte[] prompt = random(40);
+    byte[] written =
+        likeliest(all, 20).generateFromBytes(List.of(prompt), (i, piece) -> true).get(0).bytes();
+    assertLikeliest(all, prompt, written, 20);
+  }
+
+  private static LSTM lstm(RNNFormat format) {
+    return new LSTM.Builder().nOut(16).dataFormat(format).build();
+  }
+
+  @SuppressWarnings("deprecation") // of GravesBidirectionalLSTM
+  static Stream<Arguments> layersThatMixBytes() {
+    return Stream.of(
+        Arguments.of(
+            new Convolution1DLayer.Builder(3)
+                .nOut(16)
+                .convolutionMode(ConvolutionMode.Causal)
+                .build(),
+            "last (Convolution1DLayer)"),
+        Arguments.of(
+            new SelfAttentionLayer.Builder().nOut(16).nHeads(2).projectInput(true).build(),
+            "last (SelfAttentionLayer)"),
+        Arguments.of(new Bidirectional(lstm(RNNFormat.NCW)), "last (Bidirectional)"),
+        Arguments.of(
+            new GravesBidirectionalLSTM.Builder().nOut(16).build(),
+            "last (GravesBidirectionalLSTM)"),
+        Arguments.of(
+            new FrozenLayerWithBackprop(
+                new MaskZeroLayer.Builder().setUnderlying(lstm(RNNFormat.NCW)).build()),
+            "last (MaskZeroLayer)"),
+        Arguments.of(new ActivationLayer(Activation.SOFTMAX), "last (ActivationLayer)"));
+  }
+
+  @ParameterizedTest
+  @MethodSource("layersThatMixBytes")
+  void aLayerThatMixesBytesIsRefused(
+      org.deeplearning4j.nn.conf.layers.Layer layer, String message) {
+    assertNetworkRefused(
+        network(RNNFormat.NCW, graph -> graph.addLayer("last", layer, "embedding")), message);
+  }
+
+  static Stream<Arguments> verticesThatMixBytes() {
+    return Stream.of(
+        Arguments.of(new L2NormalizeVertex(), "last (L2NormalizeVertex)"),
+        Arguments.of(new ReverseTimeSeriesVertex("in"), "last (ReverseTimeSeriesVertex)"),
+        Arguments.of(
+            new FrozenVertex(new ReverseTimeSeriesVertex("in")), "last (ReverseTimeSeriesVertex)"));
+  }
+
+  @ParameterizedTest
+  @MethodSource("verticesThatMixBytes")
+  void aVertexThatMixesBytesIsRefused(GraphVertex vertex, String message) {
+    assertNetworkRefused(
+        network(RNNFormat.NCW, graph -> graph.addVertex("last", vertex, "embedding")), message);
+  }
+
+  /** DL4J's rnnTimeStep gives a recurrent layer what is before its preprocessor. */
+  @Test
+  void aRecurrentLayerAfterADenseOneIsRefused() {
+    assertNetworkRefused(
+        network(
+            RNNFormat.NCW,
+            graph ->
+                graph
+                    .addLayer("dense", new DenseLayer.Builder().nOut(16).build(), "embedding")
+                    .addLayer("last", lstm(RNNFormat.NCW), "dense")),
+        "last (LSTM after FeedForwardToRnnPreProcessor)");
+  }
+
+  @Test
+  void anOutputWithoutALayerIsRefused() {
+    ComputationGraph scaled =
+        new ComputationGraph(
+            new NeuralNetConfiguration.Builder()
+                .graphBuilder()
+                .addInputs("in")
+                .setInputTypes(InputType.recurrent(GatedFwaLM.BYTES))
+                .addLayer(
+                    "out",
+                    new EmbeddingSequenceLayer.Builder().nIn(GatedFwaLM.BYTES).nOut(16).build(),
+                    "in")
+                .addVertex("scaled", new ScaleVertex(2), "out")
+                .setOutputs("scaled")
+                .build());
+    scaled.init();
+    assertNetworkRefused(scaled, "[scaled]: must have one input and one output, an RnnOutputLayer");
+  }
+
+  private static void assertNetworkRefused(ComputationGraph refused, String message) {
+    assertThatThrownBy(() -> TextGenerator.builder(refused).build())
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("TextGenerator: network = " + message);
   }
 
   private static RnnOutputLayer outputOfBytes() {
@@ -521,6 +681,10 @@ class TextGeneratorTest {
     }
     INDArray output =
         network.outputSingle(Nd4j.createFromArray(tokens).reshape(1, 1, tokens.length));
-    return output.reshape(tokens.length, GatedFwaLM.BYTES).toDoubleMatrix();
+    boolean timeLast = output.size(2) != GatedFwaLM.BYTES;
+    return (timeLast ? output.permute(0, 2, 1) : output)
+        .dup('c')
+        .reshape(tokens.length, GatedFwaLM.BYTES)
+        .toDoubleMatrix();
   }
 }

@@ -4,10 +4,14 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.nativeops.Bits;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
+import org.deeplearning4j.nn.api.layers.LayerConstraint;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.WorkspaceMode;
 import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
+import org.deeplearning4j.nn.conf.constraint.UnitNormConstraint;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.OutputLayer;
@@ -395,5 +399,53 @@ class TrainingTest {
     assertThat(Nets.distance(output.getRow(1), net.output(x).getRow(1))).isLessThan(1e-6);
     net.fit(new DataSet(x, Nd4j.eye(2).castTo(DataType.DOUBLE), mask, null));
     assertThat(net.params().isNaN().any()).isFalse();
+  }
+
+  @ParameterizedTest
+  @EnumSource(
+      names = {"EVERYTHING", "COMPRESSION_EVERYTHING", "SELECTION_EVERYTHING", "NSA_EVERYTHING"})
+  void weightConstraintsOfTheNetworkReachTheMatricesOnly(Options options) {
+    assertOnlyMatricesAreConstrained(options, new MaxNormConstraint(0.7, 1), 1, 0.7);
+    assertOnlyMatricesAreConstrained(options, new MaxNormConstraint(0.7, 0), 0, 0.7);
+    assertOnlyMatricesAreConstrained(options, new UnitNormConstraint(1), 1, 1);
+  }
+
+  private static void assertOnlyMatricesAreConstrained(
+      Options options, LayerConstraint constraint, int dimension, double norm) {
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(8)
+            .attention(options.builder().nOut(8).build())
+            .hasBias(true)
+            .build();
+    var graph =
+        Nets.config(DataType.DOUBLE)
+            .constrainWeights(constraint)
+            .updater(new Sgd(0))
+            .graphBuilder()
+            .addInputs("in");
+    String last = block.addTo(graph, "block", "in");
+    graph.addLayer("out", Nets.output(2), last).setOutputs("out");
+    ComputationGraph net =
+        new ComputationGraph(graph.setInputTypes(InputType.recurrent(8)).build());
+    net.init();
+    Nets.shaken(net);
+    Map<String, INDArray> before = new HashMap<>();
+    net.paramTable().forEach((name, values) -> before.put(name, values.dup()));
+    net.fit(
+        new DataSet(
+            Nets.random(DataType.DOUBLE, 74, 2, 8, 6),
+            Nets.labels(DataType.DOUBLE, 2, 2, 6, RNNFormat.NCW)));
+    net.paramTable()
+        .forEach(
+            (name, values) -> {
+              if (name.contains("_W")) {
+                assertThat(values.norm2(dimension).maxNumber().doubleValue())
+                    .as(name)
+                    .isLessThan(norm + 1e-4);
+              } else {
+                assertThat(Nets.distance(values, before.get(name))).as(name).isZero();
+              }
+            });
   }
 }

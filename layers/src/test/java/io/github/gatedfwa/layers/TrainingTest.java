@@ -12,7 +12,9 @@ import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.WorkspaceMode;
 import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
 import org.deeplearning4j.nn.conf.constraint.UnitNormConstraint;
+import org.deeplearning4j.nn.conf.dropout.Dropout;
 import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.BaseLayer;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.OutputLayer;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
@@ -336,13 +338,19 @@ class TrainingTest {
     assertThat(wider.params().isNaN().any()).isFalse();
   }
 
+  /** A frozen layer has neither dropout nor weight noise, whatever it had before. */
   @ParameterizedTest
-  @EnumSource(names = {"EVERYTHING", "NSA_EVERYTHING"})
-  void frozenLayersPassGradientsOn(Options options) {
+  @CsvSource({"EVERYTHING,1", "EVERYTHING,0.5", "NSA_EVERYTHING,1", "NSA_EVERYTHING,0.5"})
+  void frozenLayersPassGradientsOn(Options options, double keep) {
     Layer attention = options.builder().build();
     Layer[] layers = layers(attention.clone());
-    layers[1] = new FrozenLayerWithBackprop(layers[1]);
-    layers[2] = new FrozenLayerWithBackprop(layers[2]);
+    for (int i = 1; i <= 2; i++) {
+      if (keep < 1) {
+        ((BaseLayer) layers[i]).setIDropout(new Dropout(keep));
+        ((BaseLayer) layers[i]).setWeightNoise(new DropConnect(keep));
+      }
+      layers[i] = new FrozenLayerWithBackprop(layers[i]);
+    }
     MultiLayerNetwork frozen = Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers);
     MultiLayerNetwork free =
         Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers(attention));

@@ -324,9 +324,11 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   private Pair<Gradient, INDArray> backward(
       INDArray epsilon, int backLength, LayerWorkspaceMgr workspaces) {
     assertInputSet(true);
-    // A layer that is frozen but passes gradients on made its forward pass in inference mode.
-    Pass p = pass != null ? pass : attend(null, backwardScope(false, workspaces));
-    Scope scope = backwardScope(true, workspaces);
+    // A layer that is frozen but passes gradients on made its forward pass in inference mode,
+    // without dropout and weight noise.
+    boolean training = pass != null;
+    Scope scope = backwardScope(training, workspaces);
+    Pass p = training ? pass : attend(null, scope);
     C c = layerConf();
     long first = backLength > 0 ? Math.max(0, p.input.time() - backLength) : 0;
 
@@ -354,7 +356,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     gradientViews.forEach(gradient::setGradientFor);
     INDArray epsilonOut =
         p.input.with(dInput).toData(dataType, workspaces, ArrayType.ACTIVATION_GRAD);
-    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+    return new Pair<>(gradient, training ? backpropDropOutIfPresent(epsilonOut) : epsilonOut);
   }
 
   /** Gradients of the output projection and, returned, of the concatenated heads. */

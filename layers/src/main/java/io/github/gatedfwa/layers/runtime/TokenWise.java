@@ -20,6 +20,9 @@ import org.nd4j.linalg.api.ndarray.INDArray;
 abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
   private static final long serialVersionUID = 1L;
 
+  /** Whether there was a forward pass of this input in training, with dropout and weight noise. */
+  private transient boolean trained;
+
   TokenWise(NeuralNetConfiguration conf, DataType dataType) {
     super(conf, dataType);
   }
@@ -36,9 +39,11 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
    * @param in [tokens, nIn]
    * @param gradient [tokens, nOut]
    * @param out gradient of in, [tokens, nIn], to write
+   * @param training whether the forward pass was one of training; it is not in a layer that is
+   *     frozen but passes gradients on
    */
   abstract void backward(
-      INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces);
+      INDArray in, INDArray gradient, INDArray out, boolean training, LayerWorkspaceMgr workspaces);
 
   /** Half types are computed in FLOAT. */
   final DataType computeType() {
@@ -66,6 +71,7 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
   public INDArray activate(boolean training, LayerWorkspaceMgr workspaceMgr) {
     assertInputSet(false);
     applyDropOutIfNecessary(training, workspaceMgr);
+    trained = training;
     DataType type = computeType();
     Tokens in =
         tokens(input, "input", layerConf().getNIn(), workspaceMgr, ArrayType.FF_WORKING_MEM);
@@ -111,12 +117,18 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
             type,
             in.count(),
             layerConf().getNIn());
-    backward(in.rows(), error.rows(), out, workspaceMgr);
+    backward(in.rows(), error.rows(), out, trained, workspaceMgr);
     weightNoiseParams.clear();
     Gradient gradient = new DefaultGradient(gradientsFlattened);
     gradientViews.forEach(gradient::setGradientFor);
     INDArray epsilonOut = in.with(out).toData(dataType, workspaceMgr, ArrayType.ACTIVATION_GRAD);
-    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+    return new Pair<>(gradient, trained ? backpropDropOutIfPresent(epsilonOut) : epsilonOut);
+  }
+
+  @Override
+  public void setInput(INDArray input, LayerWorkspaceMgr workspaceMgr) {
+    super.setInput(input, workspaceMgr);
+    trained = false;
   }
 
   @Override

@@ -456,4 +456,84 @@ class TrainingTest {
               }
             });
   }
+
+  /** Whatever stands in the padding, numbers or none, nothing of it is learnt. */
+  @ParameterizedTest
+  @EnumSource
+  void paddingOfNaNsDoesNotChangeTheGradient(Options options) {
+    assertPaddingIsHidden(options.builder().build(), options.format());
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void paddingOfNaNsDoesNotChangeTheGradientOfTokenWiseLayers(RNNFormat format) {
+    assertPaddingIsHidden(RMSNormLayer.builder().build(), format);
+    assertPaddingIsHidden(
+        SwiGLULayer.builder().nOut(4).hiddenSize(8).hasBias(true).build(), format);
+    assertPaddingIsHidden(
+        new FrozenLayerWithBackprop(SwiGLULayer.builder().nOut(4).hiddenSize(8).build()), format);
+  }
+
+  private static void assertPaddingIsHidden(Layer first, RNNFormat format) {
+    MultiLayerNetwork net =
+        Nets.shaken(Nets.net(Nets.config(DataType.DOUBLE), N_IN, format, first, Nets.output(2)));
+    INDArray x = Nets.random(DataType.DOUBLE, 75, 3, N_IN, 10);
+    INDArray nans = x.dup();
+    INDArray mask = Nd4j.ones(DataType.DOUBLE, 3, 10);
+    int[][] padded = {{0, 8}, {0, 9}, {1, 0}, {2, 4}};
+    for (int[] token : padded) {
+      mask.putScalar(token[0], token[1], 0);
+      nans.get(NDArrayIndex.point(token[0]), NDArrayIndex.all(), NDArrayIndex.point(token[1]))
+          .assign(Double.NaN);
+    }
+    INDArray labels = Nets.labels(DataType.DOUBLE, 3, 2, 10, format);
+    INDArray[] gradients = new INDArray[2];
+    INDArray[] epsilons = new INDArray[2];
+    for (int i = 0; i < 2; i++) {
+      INDArray data = Nets.toFormat(i == 0 ? x : nans, format);
+      INDArray copy = data.dup();
+      var gradient = net.calculateGradients(data, labels, mask, mask);
+      gradients[i] = gradient.getFirst().gradient().dup();
+      epsilons[i] = Nets.toFormat(gradient.getSecond(), format);
+      assertThat(Bits.of(data)).isEqualTo(Bits.of(copy));
+    }
+    assertThat(Nets.distance(gradients[0], gradients[1])).isZero();
+    assertThat(Nets.distance(epsilons[0], epsilons[1])).isZero();
+    for (int[] token : padded) {
+      assertThat(
+              Nets.largest(
+                  epsilons[1].get(
+                      NDArrayIndex.point(token[0]),
+                      NDArrayIndex.all(),
+                      NDArrayIndex.point(token[1]))))
+          .isZero();
+    }
+    assertThat(Nets.largest(epsilons[1])).isPositive();
+  }
+
+  /** The residual sums let the padding pass, the norms stop it. */
+  @Test
+  void paddingOfNaNsStaysOutOfDecoderBlocks() {
+    DecoderBlock block =
+        DecoderBlock.builder().nModel(N_IN).attention(Options.everything().build()).build();
+    var graph = Nets.config(DataType.DOUBLE).graphBuilder().addInputs("in");
+    String last = block.addTo(graph, "second", block.addTo(graph, "first", "in"));
+    graph
+        .addLayer("norm", RMSNormLayer.builder().build(), last)
+        .addLayer("out", Nets.output(2), "norm")
+        .setOutputs("out");
+    ComputationGraph net =
+        new ComputationGraph(graph.setInputTypes(InputType.recurrent(N_IN)).build());
+    net.init();
+    ComputationGraph other = net.clone();
+    INDArray x = Nets.random(DataType.DOUBLE, 76, 2, N_IN, 9);
+    INDArray labels = Nets.labels(DataType.DOUBLE, 2, 2, 9, RNNFormat.NCW);
+    INDArray mask = Nd4j.ones(DataType.DOUBLE, 2, 9);
+    mask.get(NDArrayIndex.all(), NDArrayIndex.interval(6, 9)).assign(0);
+    net.fit(new DataSet(x, labels, mask, mask));
+    INDArray nans = x.dup();
+    Nets.steps(nans, RNNFormat.NCW, 6, 9).assign(Double.NaN);
+    other.fit(new DataSet(nans, labels, mask, mask));
+    assertThat(Nets.distance(net.params(), other.params())).isZero();
+  }
 }

@@ -54,17 +54,20 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
     return Tokens.describe(layerConf());
   }
 
+  /** Input or gradient as tokens, with zeros at padding. */
   private Tokens tokens(
       INDArray array, String what, long size, LayerWorkspaceMgr workspaces, ArrayType memory) {
-    return Tokens.of(
-        describe(),
-        array,
-        what,
-        size,
-        layerConf().getRnnDataFormat(),
-        computeType(),
-        workspaces,
-        memory);
+    Tokens tokens =
+        Tokens.of(
+            describe(),
+            array,
+            what,
+            size,
+            layerConf().getRnnDataFormat(),
+            computeType(),
+            workspaces,
+            memory);
+    return tokens.hiding(mask(tokens), 0, workspaces, memory);
   }
 
   @Override
@@ -105,11 +108,6 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
             layerConf().getNOut(),
             workspaceMgr,
             ArrayType.BP_WORKING_MEM);
-    Mask mask = mask(in);
-    if (mask != null) {
-      error = error.with(workspaceMgr.dup(ArrayType.BP_WORKING_MEM, error.rows(), 'c'));
-      Tokens.zeroRows(error.rows(), mask, in.time(), 0);
-    }
     INDArray out =
         Memory.matrix(
             workspaceMgr,

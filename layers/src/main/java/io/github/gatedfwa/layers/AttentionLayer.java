@@ -88,8 +88,13 @@ public abstract class AttentionLayer extends BaseRecurrentLayer {
     }
   }
 
-  /** Throws if an option is not allowed. */
-  void validateOptions() {
+  /**
+   * Checks the options. Sizes may still be open.
+   *
+   * @throws DL4JInvalidConfigException if an option is not allowed
+   */
+  public void validateOptions() {
+    RuntimeLayers.checkSizes(this);
     check(nHeads > 0, "nHeads = " + nHeads + ": must be at least 1");
     check(nKvHeads > 0, "nKvHeads = " + nKvHeads + ": must be at least 1");
     check(

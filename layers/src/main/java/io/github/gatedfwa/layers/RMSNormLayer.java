@@ -47,7 +47,9 @@ public class RMSNormLayer extends TokenWiseLayer {
     return new Builder();
   }
 
-  private void validateOptions() {
+  @Override
+  public void validateOptions() {
+    super.validateOptions();
     check(eps > 0 && Double.isFinite(eps), "eps = " + eps + ": must be above 0");
     check(nIn == nOut, "nOut = " + nOut + ": must equal nIn (" + nIn + ")");
   }

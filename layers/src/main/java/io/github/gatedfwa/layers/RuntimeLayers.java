@@ -6,6 +6,7 @@ import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.layers.BaseLayer;
+import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
 import org.deeplearning4j.nn.conf.memory.LayerMemoryReport;
 import org.deeplearning4j.nn.conf.memory.MemoryReport;
 import org.deeplearning4j.optimize.api.TrainingListener;
@@ -31,6 +32,20 @@ final class RuntimeLayers {
     layer.setParamTable(paramTable);
     layer.setConf(conf);
     return layer;
+  }
+
+  /** Refuses sizes below 0, which stands for one that is not set yet. */
+  static void checkSizes(FeedForwardLayer layer) {
+    checkSize(layer, "nIn", layer.getNIn());
+    checkSize(layer, "nOut", layer.getNOut());
+  }
+
+  private static void checkSize(FeedForwardLayer layer, String what, long size) {
+    if (size < 0) {
+      throw new DL4JInvalidConfigException(
+          "%s \"%s\": %s = %d: must be at least 1"
+              .formatted(layer.getClass().getSimpleName(), layer.getLayerName(), what, size));
+    }
   }
 
   static void checkDataType(String type, String name, DataType dataType) {

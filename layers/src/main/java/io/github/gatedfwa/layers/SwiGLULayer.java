@@ -41,7 +41,9 @@ public class SwiGLULayer extends TokenWiseLayer {
     return new Builder();
   }
 
-  private void validateOptions() {
+  @Override
+  public void validateOptions() {
+    super.validateOptions();
     check(hiddenSize > 0, "hiddenSize = " + hiddenSize + ": must be at least 1");
   }
 

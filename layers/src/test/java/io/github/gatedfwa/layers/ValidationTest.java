@@ -39,6 +39,9 @@ class ValidationTest {
             attention().nHeads(4).nKvHeads(3), "nKvHeads = 3: nHeads (4) must be a multiple"),
         Arguments.of(attention().headSize(257), "headSize = 257: must be from 1 to 256"),
         Arguments.of(attention().headSize(-4), "headSize = -4: must be from 1 to 256"),
+        Arguments.of(attention().nIn(-5), "nIn = -5: must be at least 1"),
+        Arguments.of(attention().nOut(-8), "nOut = -8: must be at least 1"),
+        Arguments.of(attention().nOut(-8).headSize(4), "nOut = -8: must be at least 1"),
         Arguments.of(attention().windowSize(0), "windowSize = 0: must be at least 1"),
         Arguments.of(attention().ropeBase(-3), "ropeBase = -3.0: must be above 1"),
         Arguments.of(attention().ropeBase(Double.NaN), "ropeBase = NaN"),
@@ -81,6 +84,10 @@ class ValidationTest {
         Arguments.of(RMSNormLayer.builder().name("att").eps(0), "eps = 0.0: must be above 0"),
         Arguments.of(
             RMSNormLayer.builder().name("att").nIn(3).nOut(4), "nOut = 4: must equal nIn (3)"),
+        Arguments.of(RMSNormLayer.builder().name("att").nIn(-3), "nIn = -3: must be at least 1"),
+        Arguments.of(
+            SwiGLULayer.builder().name("att").hiddenSize(3).nOut(-3),
+            "nOut = -3: must be at least 1"),
         Arguments.of(
             SwiGLULayer.builder().name("att").nOut(3), "hiddenSize = 0: must be at least 1"),
         Arguments.of(
@@ -116,6 +123,33 @@ class ValidationTest {
                     .init())
         .isInstanceOf(DL4JInvalidConfigException.class)
         .hasMessageContaining("GatedFWALayer \"att\": nIn = 0");
+  }
+
+  /** The first thing that DL4J asks for is the number of parameters. */
+  @Test
+  void badOptionsThatWereSetLaterAreRefused() {
+    NativeSparseAttentionLayer sharing = NativeSparseAttentionLayer.builder().nOut(8).build();
+    sharing.setSharing(null);
+    assertNetIsRefused(sharing, "sharing = null: must be NONE, COMPRESSION_AND_SELECTION or ALL");
+    GatedFWALayer attention = attention().build();
+    attention.setNOut(-8);
+    assertNetIsRefused(attention, "nOut = -8: must be at least 1");
+    TokenSelectionLayer heads = TokenSelectionLayer.builder().nOut(8).headSize(4).build();
+    heads.setNHeads(-2);
+    assertNetIsRefused(heads, "nHeads = -2: must be at least 1");
+    SwiGLULayer feedForward = SwiGLULayer.builder().nOut(8).hiddenSize(4).build();
+    feedForward.setHiddenSize(-100);
+    assertNetIsRefused(feedForward, "hiddenSize = -100: must be at least 1");
+    RMSNormLayer norm = RMSNormLayer.builder().build();
+    norm.setEps(-1);
+    assertNetIsRefused(norm, "eps = -1.0: must be above 0");
+  }
+
+  private static void assertNetIsRefused(Layer layer, String message) {
+    assertThatThrownBy(() -> net(RNNFormat.NCW, layer, Nets.output(2)))
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining(layer.getClass().getSimpleName())
+        .hasMessageContaining(message);
   }
 
   @Test

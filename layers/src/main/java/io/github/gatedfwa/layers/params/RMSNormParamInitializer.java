@@ -21,6 +21,7 @@ public final class RMSNormParamInitializer extends LayoutParamInitializer<RMSNor
 
   @Override
   Map<String, long[]> layout(RMSNormLayer conf) {
+    conf.validateOptions();
     return Map.of(GAIN, new long[] {conf.getNIn()});
   }
 

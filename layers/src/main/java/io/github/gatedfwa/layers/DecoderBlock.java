@@ -46,6 +46,7 @@ public final class DecoderBlock {
     check(nModel > 0, "nModel = " + nModel + ": must be at least 1");
     check(builder.attention != null, "attention is not set");
     check(hiddenSize > 0, "hiddenSize = " + hiddenSize + ": must be at least 1");
+    check(normEps > 0 && Double.isFinite(normEps), "normEps = " + normEps + ": must be above 0");
     attention = (FeedForwardLayer) builder.attention.clone();
     if (attention.getNIn() == 0) {
       attention.setNIn(nModel);

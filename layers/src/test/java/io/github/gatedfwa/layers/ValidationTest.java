@@ -194,12 +194,23 @@ class ValidationTest {
   }
 
   @Test
-  void blocksRefuseSizesThatDoNotAdd() {
+  void blocksRefuseBadSettings() {
     assertThatThrownBy(() -> DecoderBlock.builder().nModel(8).build())
         .hasMessage("DecoderBlock: attention is not set");
     assertThatThrownBy(
             () -> DecoderBlock.builder().nModel(16).attention(attention().build()).build())
         .hasMessageContaining("attention has nIn = 16, nOut = 8");
+    for (double eps : new double[] {-1, 0, Double.NaN, Double.POSITIVE_INFINITY}) {
+      assertThatThrownBy(
+              () ->
+                  DecoderBlock.builder()
+                      .nModel(8)
+                      .attention(attention().build())
+                      .normEps(eps)
+                      .build())
+          .isInstanceOf(DL4JInvalidConfigException.class)
+          .hasMessage("DecoderBlock: normEps = " + eps + ": must be above 0");
+    }
   }
 
   @Test

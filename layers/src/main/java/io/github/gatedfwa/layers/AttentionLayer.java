@@ -205,8 +205,9 @@ public abstract class AttentionLayer extends BaseRecurrentLayer {
   @Override
   public LayerMemoryReport getMemoryReport(InputType inputType) {
     InputType outputType = getOutputType(-1, inputType);
-    long time = Math.max(1, ((InputType.InputTypeRecurrent) inputType).getTimeSeriesLength());
-    long forward = time * (initializer().projectionSize(this) + workingSizePerToken());
+    long forward =
+        RuntimeLayers.tokens(inputType)
+            * (initializer().projectionSize(this) + workingSizePerToken());
     return RuntimeLayers.memoryReport(this, inputType, outputType, forward, 2 * forward);
   }
 

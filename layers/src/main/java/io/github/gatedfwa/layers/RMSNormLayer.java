@@ -86,12 +86,9 @@ public class RMSNormLayer extends TokenWiseLayer {
 
   @Override
   public LayerMemoryReport getMemoryReport(InputType inputType) {
+    long size = RuntimeLayers.tokens(inputType) * nIn;
     return RuntimeLayers.memoryReport(
-        this,
-        inputType,
-        getOutputType(-1, inputType),
-        inputType.arrayElementsPerExample(),
-        2 * inputType.arrayElementsPerExample());
+        this, inputType, getOutputType(-1, inputType), size, 2 * size);
   }
 
   @Override

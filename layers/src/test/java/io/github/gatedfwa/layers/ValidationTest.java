@@ -3,6 +3,7 @@ package io.github.gatedfwa.layers;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.util.List;
 import java.util.stream.Stream;
 import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import org.deeplearning4j.exception.DL4JInvalidInputException;
@@ -12,7 +13,6 @@ import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.recurrent.Bidirectional;
-import org.deeplearning4j.nn.conf.memory.LayerMemoryReport;
 import org.deeplearning4j.nn.conf.memory.MemoryType;
 import org.deeplearning4j.nn.conf.memory.MemoryUseMode;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
@@ -213,32 +213,44 @@ class ValidationTest {
     }
   }
 
-  @Test
-  void memoryReportsGrowWithTheSequence() {
-    for (Layer layer :
-        new Layer[] {
-          attention().nIn(8).build(),
-          TokenCompressionLayer.builder().nIn(8).nOut(8).build(),
-          TokenSelectionLayer.builder().nIn(8).nOut(8).build(),
-          NativeSparseAttentionLayer.builder().nIn(8).nOut(8).build(),
-          RMSNormLayer.builder().nIn(8).build(),
-          SwiGLULayer.builder().nIn(8).nOut(8).hiddenSize(16).build()
-        }) {
-      LayerMemoryReport shorter = layer.getMemoryReport(InputType.recurrent(8, 10));
-      LayerMemoryReport longer = layer.getMemoryReport(InputType.recurrent(8, 20));
-      long[] bytes = new long[2];
-      for (int i = 0; i < 2; i++) {
-        bytes[i] =
-            (i == 0 ? shorter : longer)
-                .getMemoryBytes(
-                    MemoryType.WORKING_MEMORY_VARIABLE,
-                    4,
-                    MemoryUseMode.TRAINING,
-                    CacheMode.NONE,
-                    DataType.FLOAT);
-      }
-      assertThat(bytes[0]).isPositive();
-      assertThat(bytes[1]).isEqualTo(2 * bytes[0]);
+  private static List<Layer> reporting() {
+    return List.of(
+        attention().nIn(8).build(),
+        attention().nIn(8).dropOut(0.5).build(),
+        TokenCompressionLayer.builder().nIn(8).nOut(8).build(),
+        TokenSelectionLayer.builder().nIn(8).nOut(8).build(),
+        NativeSparseAttentionLayer.builder().nIn(8).nOut(8).build(),
+        RMSNormLayer.builder().nIn(8).build(),
+        RMSNormLayer.builder().nIn(8).dropOut(0.5).build(),
+        SwiGLULayer.builder().nIn(8).nOut(8).hiddenSize(16).build());
+  }
+
+  private static long trainingBytes(Layer layer, InputType inputType) {
+    return layer
+        .getMemoryReport(inputType)
+        .getMemoryBytes(
+            MemoryType.WORKING_MEMORY_VARIABLE,
+            4,
+            MemoryUseMode.TRAINING,
+            CacheMode.NONE,
+            DataType.FLOAT);
+  }
+
+  @ParameterizedTest
+  @MethodSource("reporting")
+  void memoryReportsGrowWithTheSequence(Layer layer) {
+    long shorter = trainingBytes(layer, InputType.recurrent(8, 10));
+    assertThat(shorter).isPositive();
+    assertThat(trainingBytes(layer, InputType.recurrent(8, 20))).isEqualTo(2 * shorter);
+  }
+
+  @ParameterizedTest
+  @MethodSource("reporting")
+  void memoryReportsAreForOneTokenIfTheLengthIsOpen(Layer layer) {
+    long oneToken = trainingBytes(layer, InputType.recurrent(8, 1));
+    assertThat(trainingBytes(layer, InputType.recurrent(8))).isEqualTo(oneToken);
+    if (layer instanceof TokenWiseLayer) {
+      assertThat(trainingBytes(layer, InputType.feedForward(8))).isEqualTo(oneToken);
     }
   }
 }

@@ -88,8 +88,13 @@ public abstract class AttentionLayer extends BaseRecurrentLayer {
     }
   }
 
-  /** Throws if an option is not allowed. */
-  void validateOptions() {
+  /**
+   * Checks the options. Sizes may still be open.
+   *
+   * @throws DL4JInvalidConfigException if an option is not allowed
+   */
+  public void validateOptions() {
+    RuntimeLayers.checkSizes(this);
     check(nHeads > 0, "nHeads = " + nHeads + ": must be at least 1");
     check(nKvHeads > 0, "nKvHeads = " + nKvHeads + ": must be at least 1");
     check(
@@ -200,8 +205,9 @@ public abstract class AttentionLayer extends BaseRecurrentLayer {
   @Override
   public LayerMemoryReport getMemoryReport(InputType inputType) {
     InputType outputType = getOutputType(-1, inputType);
-    long time = Math.max(1, ((InputType.InputTypeRecurrent) inputType).getTimeSeriesLength());
-    long forward = time * (initializer().projectionSize(this) + workingSizePerToken());
+    long forward =
+        RuntimeLayers.tokens(inputType)
+            * (initializer().projectionSize(this) + workingSizePerToken());
     return RuntimeLayers.memoryReport(this, inputType, outputType, forward, 2 * forward);
   }
 

@@ -2,7 +2,9 @@ package io.github.gatedfwa.layers;
 
 import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import org.deeplearning4j.nn.conf.ComputationGraphConfiguration.GraphBuilder;
+import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.graph.ElementWiseVertex;
+import org.deeplearning4j.nn.conf.layers.BaseRecurrentLayer;
 import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
 
 /**
@@ -25,12 +27,13 @@ import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
  *   }
  * </pre>
  *
- * Data may be in either RNN format; NWC is the faster one, since residual sums lie in memory as the
- * layers need them.
+ * Data may be in either RNN format, that of the attention layer unless the network's input type
+ * says otherwise; NWC is the faster one, since residual sums lie in memory as the layers need them.
  */
 public final class DecoderBlock {
   private final int nModel;
   private final FeedForwardLayer attention;
+  private final RNNFormat format;
   private final int hiddenSize;
   private final boolean hasBias;
   private final double normEps;
@@ -43,6 +46,7 @@ public final class DecoderBlock {
     check(nModel > 0, "nModel = " + nModel + ": must be at least 1");
     check(builder.attention != null, "attention is not set");
     check(hiddenSize > 0, "hiddenSize = " + hiddenSize + ": must be at least 1");
+    check(normEps > 0 && Double.isFinite(normEps), "normEps = " + normEps + ": must be above 0");
     attention = (FeedForwardLayer) builder.attention.clone();
     if (attention.getNIn() == 0) {
       attention.setNIn(nModel);
@@ -59,6 +63,10 @@ public final class DecoderBlock {
             + ": both must be nModel ("
             + nModel
             + ") for the residual sums");
+    format =
+        attention instanceof BaseRecurrentLayer recurrent && recurrent.getRnnDataFormat() != null
+            ? recurrent.getRnnDataFormat()
+            : RNNFormat.NCW;
   }
 
   /** 8/3 of the model size, rounded up to a multiple of 32. */
@@ -106,6 +114,7 @@ public final class DecoderBlock {
                 .nOut(nModel)
                 .hiddenSize(hiddenSize)
                 .hasBias(hasBias)
+                .dataFormat(format)
                 .build(),
             name + "-ffn-norm")
         .addVertex(
@@ -114,7 +123,7 @@ public final class DecoderBlock {
   }
 
   private RMSNormLayer norm() {
-    return RMSNormLayer.builder().nIn(nModel).eps(normEps).build();
+    return RMSNormLayer.builder().nIn(nModel).eps(normEps).dataFormat(format).build();
   }
 
   /** Builder of {@link DecoderBlock}. */
@@ -133,7 +142,10 @@ public final class DecoderBlock {
       return this;
     }
 
-    /** Attention layer: its nIn and nOut are nModel, or unset and become nModel. */
+    /**
+     * Attention layer: its nIn and nOut are nModel, or unset and become nModel; its data format is
+     * that of the block.
+     */
     public Builder attention(FeedForwardLayer attention) {
       this.attention = attention;
       return this;

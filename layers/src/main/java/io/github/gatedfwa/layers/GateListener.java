@@ -43,12 +43,16 @@ public final class GateListener extends BaseTrainingListener {
   /**
    * @param frequency iterations from one reading to the next
    * @param sink takes a reading for each head
-   * @throws IllegalArgumentException if frequency is less than 1
+   * @throws IllegalArgumentException if frequency is less than 1 or sink is null
    */
   public GateListener(int frequency, Consumer<Reading> sink) {
     if (frequency < 1) {
       throw new IllegalArgumentException(
           "GateListener: frequency = " + frequency + ": must be at least 1");
+    }
+    if (sink == null) {
+      throw new IllegalArgumentException(
+          "GateListener: sink = null: must be a consumer of readings");
     }
     this.frequency = frequency;
     this.sink = sink;

@@ -64,7 +64,7 @@ public class NativeSparseAttentionLayer extends WindowedAttentionLayer {
   }
 
   @Override
-  void validateOptions() {
+  public void validateOptions() {
     super.validateOptions();
     checkBlocks(blockLength, stride);
     checkCompression(compression, compressionHiddenSize);

@@ -17,8 +17,9 @@ import org.nd4j.linalg.learning.regularization.Regularization;
 
 /**
  * Root-mean-square normalisation (arXiv 1910.07467) of each token: y = g ∘ x / sqrt(mean(x²) + eps)
- * with a learned gain g that starts at {@code gainInit} (1). The gain is never regularised, as in
- * DL4J's BatchNormalization. nOut equals nIn.
+ * with a learned gain g that starts at {@code gainInit} (1). The gain is no weight, as in DL4J's
+ * BatchNormalization: it is never regularised, and {@code constrainWeights} does not reach it. nOut
+ * equals nIn.
  */
 public class RMSNormLayer extends TokenWiseLayer {
   private static final long serialVersionUID = 1L;
@@ -46,7 +47,9 @@ public class RMSNormLayer extends TokenWiseLayer {
     return new Builder();
   }
 
-  private void validateOptions() {
+  @Override
+  public void validateOptions() {
+    super.validateOptions();
     check(eps > 0 && Double.isFinite(eps), "eps = " + eps + ": must be above 0");
     check(nIn == nOut, "nOut = " + nOut + ": must equal nIn (" + nIn + ")");
   }
@@ -83,12 +86,9 @@ public class RMSNormLayer extends TokenWiseLayer {
 
   @Override
   public LayerMemoryReport getMemoryReport(InputType inputType) {
+    long size = RuntimeLayers.tokens(inputType) * nIn;
     return RuntimeLayers.memoryReport(
-        this,
-        inputType,
-        getOutputType(-1, inputType),
-        inputType.arrayElementsPerExample(),
-        2 * inputType.arrayElementsPerExample());
+        this, inputType, getOutputType(-1, inputType), size, 2 * size);
   }
 
   @Override

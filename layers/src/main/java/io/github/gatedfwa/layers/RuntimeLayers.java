@@ -5,7 +5,8 @@ import java.util.Map;
 import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import org.deeplearning4j.nn.conf.NeuralNetConfiguration;
 import org.deeplearning4j.nn.conf.inputs.InputType;
-import org.deeplearning4j.nn.conf.layers.BaseLayer;
+import org.deeplearning4j.nn.conf.inputs.InputType.InputTypeRecurrent;
+import org.deeplearning4j.nn.conf.layers.FeedForwardLayer;
 import org.deeplearning4j.nn.conf.memory.LayerMemoryReport;
 import org.deeplearning4j.nn.conf.memory.MemoryReport;
 import org.deeplearning4j.optimize.api.TrainingListener;
@@ -33,6 +34,20 @@ final class RuntimeLayers {
     return layer;
   }
 
+  /** Refuses sizes below 0, which stands for one that is not set yet. */
+  static void checkSizes(FeedForwardLayer layer) {
+    checkSize(layer, "nIn", layer.getNIn());
+    checkSize(layer, "nOut", layer.getNOut());
+  }
+
+  private static void checkSize(FeedForwardLayer layer, String what, long size) {
+    if (size < 0) {
+      throw new DL4JInvalidConfigException(
+          "%s \"%s\": %s = %d: must be at least 1"
+              .formatted(layer.getClass().getSimpleName(), layer.getLayerName(), what, size));
+    }
+  }
+
   static void checkDataType(String type, String name, DataType dataType) {
     if (dataType != DataType.FLOAT && dataType != DataType.DOUBLE && dataType != DataType.FLOAT16) {
       throw new DL4JInvalidConfigException(
@@ -49,6 +64,11 @@ final class RuntimeLayers {
     }
   }
 
+  /** Number of tokens per example; 1 where the length of sequences is open. */
+  static long tokens(InputType in) {
+    return in instanceof InputTypeRecurrent rnn ? Math.max(1, rnn.getTimeSeriesLength()) : 1;
+  }
+
   /**
    * Memory of a layer beyond parameters and activations, in array elements per example.
    *
@@ -56,10 +76,10 @@ final class RuntimeLayers {
    * @param training working memory of training
    */
   static LayerMemoryReport memoryReport(
-      BaseLayer conf, InputType in, InputType out, long forward, long training) {
+      FeedForwardLayer conf, InputType in, InputType out, long forward, long training) {
     long parameters = conf.initializer().numParams(conf);
     long updaterState = conf.getIUpdater() == null ? 0 : conf.getIUpdater().stateSize(parameters);
-    long dropout = conf.getIDropout() == null ? 0 : in.arrayElementsPerExample();
+    long dropout = conf.getIDropout() == null ? 0 : tokens(in) * conf.getNIn();
     return new LayerMemoryReport.Builder(conf.getLayerName(), conf.getClass(), in, out)
         .standardMemory(parameters, updaterState)
         .workingMemory(0, forward, 0, training + dropout)

@@ -41,7 +41,9 @@ public class SwiGLULayer extends TokenWiseLayer {
     return new Builder();
   }
 
-  private void validateOptions() {
+  @Override
+  public void validateOptions() {
+    super.validateOptions();
     check(hiddenSize > 0, "hiddenSize = " + hiddenSize + ": must be at least 1");
   }
 
@@ -73,13 +75,9 @@ public class SwiGLULayer extends TokenWiseLayer {
 
   @Override
   public LayerMemoryReport getMemoryReport(InputType inputType) {
-    long tokens = inputType.arrayElementsPerExample() / Math.max(1, nIn);
+    long hidden = RuntimeLayers.tokens(inputType) * hiddenSize;
     return RuntimeLayers.memoryReport(
-        this,
-        inputType,
-        getOutputType(-1, inputType),
-        3L * tokens * hiddenSize,
-        6L * tokens * hiddenSize);
+        this, inputType, getOutputType(-1, inputType), 3 * hidden, 6 * hidden);
   }
 
   /** Size of the hidden layer. */

@@ -61,7 +61,7 @@ public class TokenCompressionLayer extends AttentionLayer {
   }
 
   @Override
-  void validateOptions() {
+  public void validateOptions() {
     super.validateOptions();
     checkBlocks(blockLength, stride);
     checkCompression(compression, compressionHiddenSize);

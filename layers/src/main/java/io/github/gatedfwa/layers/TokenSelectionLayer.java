@@ -64,7 +64,7 @@ public class TokenSelectionLayer extends AttentionLayer {
   }
 
   @Override
-  void validateOptions() {
+  public void validateOptions() {
     super.validateOptions();
     checkBlocks(blockLength, stride);
     checkSelection(blockLength, selectionBlock, topN);

@@ -26,6 +26,15 @@ public abstract class TokenWiseLayer extends FeedForwardLayer {
     super(builder);
     activationFn = new ActivationIdentity(); // whatever the network's default is
     rnnDataFormat = builder.rnnDataFormat;
+  }
+
+  /**
+   * Checks the options. Sizes may still be open.
+   *
+   * @throws DL4JInvalidConfigException if an option is not allowed
+   */
+  public void validateOptions() {
+    RuntimeLayers.checkSizes(this);
     check(rnnDataFormat != null, "dataFormat = null: must be NCW or NWC");
   }
 

@@ -27,7 +27,7 @@ public abstract class WindowedAttentionLayer extends AttentionLayer {
   }
 
   @Override
-  void validateOptions() {
+  public void validateOptions() {
     super.validateOptions();
     check(windowSize > 0, "windowSize = " + windowSize + ": must be at least 1");
     check(Double.isFinite(gateBiasInit), "gateBiasInit = " + gateBiasInit + ": must be finite");

@@ -4,6 +4,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import org.deeplearning4j.nn.conf.RNNFormat;
+import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.graph.ComputationGraph;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -226,5 +228,40 @@ class AttentionLayersTest {
       assertThat(conf.getRnnDataFormat()).isEqualTo(format);
       assertThat(conf.getNIn()).isEqualTo(N_IN);
     }
+  }
+
+  /** As many tokens as features, so that no size tells the formats apart. */
+  @Test
+  void decoderBlocksTakeTheFormatOfTheirAttention() {
+    INDArray x = Nets.random(DataType.DOUBLE, 13, 2, 8, 8);
+    assertThat(
+            Nets.distance(
+                decoder(RNNFormat.NWC, false).outputSingle(x),
+                decoder(RNNFormat.NWC, true).outputSingle(x)))
+        .isZero();
+    assertThat(
+            Nets.distance(
+                decoder(RNNFormat.NCW, false).outputSingle(x),
+                decoder(RNNFormat.NCW, true).outputSingle(x)))
+        .isZero();
+    INDArray longer = Nets.random(DataType.DOUBLE, 13, 2, 11, 8);
+    assertThat(decoder(RNNFormat.NWC, false).outputSingle(longer).shape())
+        .containsExactly(2, 11, 8);
+  }
+
+  private static ComputationGraph decoder(RNNFormat format, boolean inputType) {
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(8)
+            .attention(GatedFWALayer.builder().nHeads(2).dataFormat(format).build())
+            .build();
+    var graph = Nets.config(DataType.DOUBLE).graphBuilder().addInputs("in");
+    graph.setOutputs(block.addTo(graph, "block", "in"));
+    if (inputType) {
+      graph.setInputTypes(InputType.recurrent(8, format));
+    }
+    ComputationGraph net = new ComputationGraph(graph.build());
+    net.init();
+    return Nets.shaken(net);
   }
 }

@@ -155,6 +155,9 @@ class GateListenerTest {
     assertThatThrownBy(() -> new GateListener(0, reading -> {}))
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("frequency = 0");
+    assertThatThrownBy(() -> new GateListener(1, null))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("sink = null");
     MultiLayerNetwork net =
         Nets.net(DataType.FLOAT, N_IN, RNNFormat.NCW, constantGate(4, 2), Nets.output(2));
     assertThatThrownBy(() -> GateListener.read(net))

@@ -446,6 +446,9 @@ class StreamingTest {
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("\"keys\" is [1, 2, 7, 2]")
         .hasMessageContaining("[1, 2, 2, 2]");
+    assertThatThrownBy(() -> net.rnnSetPreviousState(1, null))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("GatedFWALayer \"layer1\": RNN state is null; expected a map");
     MultiLayerNetwork nsa = net(Options.NSA, DataType.FLOAT);
     nsa.rnnTimeStep(Nets.random(DataType.FLOAT, 25, 3, N_IN, 10));
     Map<String, INDArray> state = nsa.rnnGetPreviousState(1);
@@ -464,6 +467,25 @@ class StreamingTest {
         "tail.keys",
         Nd4j.zeros(DataType.FLOAT, 3, 2, 2, 2),
         "\"tail.values\" is [3, 1, 2, 2]; expected an array of shape [3, 2, 2, 2]");
+  }
+
+  /** Without them the token shift would take the token before for missing. */
+  @Test
+  void aStateWithoutTheLastProjectionsIsAnError() {
+    MultiLayerNetwork net = net(Options.NSA_EVERYTHING, DataType.FLOAT);
+    net.rnnTimeStep(Nets.random(DataType.FLOAT, 40, 3, N_IN, 10));
+    Map<String, INDArray> state = net.rnnGetPreviousState(1);
+    for (String last : List.of("window.lastKey", "window.lastValue")) {
+      assertStateIsRefused(net, state, last, null, "\"" + last + "\" is missing");
+    }
+    Map<String, INDArray> empty = new HashMap<>(state);
+    empty.keySet().removeIf(key -> key.startsWith("window.") && !key.equals("window.position"));
+    net.rnnSetPreviousState(1, empty);
+    for (Options options : new Options[] {Options.KEY_SHIFT, Options.VALUE_SHIFT}) {
+      MultiLayerNetwork shifted = net(options, DataType.FLOAT);
+      shifted.rnnTimeStep(Nets.random(DataType.FLOAT, 40, 3, N_IN, 10));
+      shifted.rnnSetPreviousState(1, shifted.rnnGetPreviousState(1));
+    }
   }
 
   private static void assertStateIsRefused(

@@ -4,11 +4,17 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import io.github.gatedfwa.nativeops.Bits;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
+import org.deeplearning4j.nn.api.layers.LayerConstraint;
 import org.deeplearning4j.nn.conf.RNNFormat;
 import org.deeplearning4j.nn.conf.WorkspaceMode;
 import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
+import org.deeplearning4j.nn.conf.constraint.UnitNormConstraint;
+import org.deeplearning4j.nn.conf.dropout.Dropout;
 import org.deeplearning4j.nn.conf.inputs.InputType;
+import org.deeplearning4j.nn.conf.layers.BaseLayer;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.OutputLayer;
 import org.deeplearning4j.nn.conf.layers.RnnOutputLayer;
@@ -332,13 +338,19 @@ class TrainingTest {
     assertThat(wider.params().isNaN().any()).isFalse();
   }
 
+  /** A frozen layer has neither dropout nor weight noise, whatever it had before. */
   @ParameterizedTest
-  @EnumSource(names = {"EVERYTHING", "NSA_EVERYTHING"})
-  void frozenLayersPassGradientsOn(Options options) {
+  @CsvSource({"EVERYTHING,1", "EVERYTHING,0.5", "NSA_EVERYTHING,1", "NSA_EVERYTHING,0.5"})
+  void frozenLayersPassGradientsOn(Options options, double keep) {
     Layer attention = options.builder().build();
     Layer[] layers = layers(attention.clone());
-    layers[1] = new FrozenLayerWithBackprop(layers[1]);
-    layers[2] = new FrozenLayerWithBackprop(layers[2]);
+    for (int i = 1; i <= 2; i++) {
+      if (keep < 1) {
+        ((BaseLayer) layers[i]).setIDropout(new Dropout(keep));
+        ((BaseLayer) layers[i]).setWeightNoise(new DropConnect(keep));
+      }
+      layers[i] = new FrozenLayerWithBackprop(layers[i]);
+    }
     MultiLayerNetwork frozen = Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers);
     MultiLayerNetwork free =
         Nets.net(Nets.config(DataType.DOUBLE), N_IN, RNNFormat.NCW, layers(attention));
@@ -395,5 +407,133 @@ class TrainingTest {
     assertThat(Nets.distance(output.getRow(1), net.output(x).getRow(1))).isLessThan(1e-6);
     net.fit(new DataSet(x, Nd4j.eye(2).castTo(DataType.DOUBLE), mask, null));
     assertThat(net.params().isNaN().any()).isFalse();
+  }
+
+  @ParameterizedTest
+  @EnumSource(
+      names = {"EVERYTHING", "COMPRESSION_EVERYTHING", "SELECTION_EVERYTHING", "NSA_EVERYTHING"})
+  void weightConstraintsOfTheNetworkReachTheMatricesOnly(Options options) {
+    assertOnlyMatricesAreConstrained(options, new MaxNormConstraint(0.7, 1), 1, 0.7);
+    assertOnlyMatricesAreConstrained(options, new MaxNormConstraint(0.7, 0), 0, 0.7);
+    assertOnlyMatricesAreConstrained(options, new UnitNormConstraint(1), 1, 1);
+  }
+
+  private static void assertOnlyMatricesAreConstrained(
+      Options options, LayerConstraint constraint, int dimension, double norm) {
+    DecoderBlock block =
+        DecoderBlock.builder()
+            .nModel(8)
+            .attention(options.builder().nOut(8).build())
+            .hasBias(true)
+            .build();
+    var graph =
+        Nets.config(DataType.DOUBLE)
+            .constrainWeights(constraint)
+            .updater(new Sgd(0))
+            .graphBuilder()
+            .addInputs("in");
+    String last = block.addTo(graph, "block", "in");
+    graph.addLayer("out", Nets.output(2), last).setOutputs("out");
+    ComputationGraph net =
+        new ComputationGraph(graph.setInputTypes(InputType.recurrent(8)).build());
+    net.init();
+    Nets.shaken(net);
+    Map<String, INDArray> before = new HashMap<>();
+    net.paramTable().forEach((name, values) -> before.put(name, values.dup()));
+    net.fit(
+        new DataSet(
+            Nets.random(DataType.DOUBLE, 74, 2, 8, 6),
+            Nets.labels(DataType.DOUBLE, 2, 2, 6, RNNFormat.NCW)));
+    net.paramTable()
+        .forEach(
+            (name, values) -> {
+              if (name.contains("_W")) {
+                assertThat(values.norm2(dimension).maxNumber().doubleValue())
+                    .as(name)
+                    .isLessThan(norm + 1e-4);
+              } else {
+                assertThat(Nets.distance(values, before.get(name))).as(name).isZero();
+              }
+            });
+  }
+
+  /** Whatever stands in the padding, numbers or none, nothing of it is learnt. */
+  @ParameterizedTest
+  @EnumSource
+  void paddingOfNaNsDoesNotChangeTheGradient(Options options) {
+    assertPaddingIsHidden(options.builder().build(), options.format());
+  }
+
+  @ParameterizedTest
+  @EnumSource
+  void paddingOfNaNsDoesNotChangeTheGradientOfTokenWiseLayers(RNNFormat format) {
+    assertPaddingIsHidden(RMSNormLayer.builder().build(), format);
+    assertPaddingIsHidden(
+        SwiGLULayer.builder().nOut(4).hiddenSize(8).hasBias(true).build(), format);
+    assertPaddingIsHidden(
+        new FrozenLayerWithBackprop(SwiGLULayer.builder().nOut(4).hiddenSize(8).build()), format);
+  }
+
+  private static void assertPaddingIsHidden(Layer first, RNNFormat format) {
+    MultiLayerNetwork net =
+        Nets.shaken(Nets.net(Nets.config(DataType.DOUBLE), N_IN, format, first, Nets.output(2)));
+    INDArray x = Nets.random(DataType.DOUBLE, 75, 3, N_IN, 10);
+    INDArray nans = x.dup();
+    INDArray mask = Nd4j.ones(DataType.DOUBLE, 3, 10);
+    int[][] padded = {{0, 8}, {0, 9}, {1, 0}, {2, 4}};
+    for (int[] token : padded) {
+      mask.putScalar(token[0], token[1], 0);
+      nans.get(NDArrayIndex.point(token[0]), NDArrayIndex.all(), NDArrayIndex.point(token[1]))
+          .assign(Double.NaN);
+    }
+    INDArray labels = Nets.labels(DataType.DOUBLE, 3, 2, 10, format);
+    INDArray[] gradients = new INDArray[2];
+    INDArray[] epsilons = new INDArray[2];
+    for (int i = 0; i < 2; i++) {
+      INDArray data = Nets.toFormat(i == 0 ? x : nans, format);
+      INDArray copy = data.dup();
+      var gradient = net.calculateGradients(data, labels, mask, mask);
+      gradients[i] = gradient.getFirst().gradient().dup();
+      epsilons[i] = Nets.toFormat(gradient.getSecond(), format);
+      assertThat(Bits.of(data)).isEqualTo(Bits.of(copy));
+    }
+    assertThat(Nets.distance(gradients[0], gradients[1])).isZero();
+    assertThat(Nets.distance(epsilons[0], epsilons[1])).isZero();
+    for (int[] token : padded) {
+      assertThat(
+              Nets.largest(
+                  epsilons[1].get(
+                      NDArrayIndex.point(token[0]),
+                      NDArrayIndex.all(),
+                      NDArrayIndex.point(token[1]))))
+          .isZero();
+    }
+    assertThat(Nets.largest(epsilons[1])).isPositive();
+  }
+
+  /** The residual sums let the padding pass, the norms stop it. */
+  @Test
+  void paddingOfNaNsStaysOutOfDecoderBlocks() {
+    DecoderBlock block =
+        DecoderBlock.builder().nModel(N_IN).attention(Options.everything().build()).build();
+    var graph = Nets.config(DataType.DOUBLE).graphBuilder().addInputs("in");
+    String last = block.addTo(graph, "second", block.addTo(graph, "first", "in"));
+    graph
+        .addLayer("norm", RMSNormLayer.builder().build(), last)
+        .addLayer("out", Nets.output(2), "norm")
+        .setOutputs("out");
+    ComputationGraph net =
+        new ComputationGraph(graph.setInputTypes(InputType.recurrent(N_IN)).build());
+    net.init();
+    ComputationGraph other = net.clone();
+    INDArray x = Nets.random(DataType.DOUBLE, 76, 2, N_IN, 9);
+    INDArray labels = Nets.labels(DataType.DOUBLE, 2, 2, 9, RNNFormat.NCW);
+    INDArray mask = Nd4j.ones(DataType.DOUBLE, 2, 9);
+    mask.get(NDArrayIndex.all(), NDArrayIndex.interval(6, 9)).assign(0);
+    net.fit(new DataSet(x, labels, mask, mask));
+    INDArray nans = x.dup();
+    Nets.steps(nans, RNNFormat.NCW, 6, 9).assign(Double.NaN);
+    other.fit(new DataSet(nans, labels, mask, mask));
+    assertThat(Nets.distance(net.params(), other.params())).isZero();
   }
 }

@@ -3,6 +3,7 @@ package io.github.gatedfwa.layers;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.util.List;
 import java.util.stream.Stream;
 import org.deeplearning4j.exception.DL4JInvalidConfigException;
 import org.deeplearning4j.exception.DL4JInvalidInputException;
@@ -12,7 +13,6 @@ import org.deeplearning4j.nn.conf.constraint.MaxNormConstraint;
 import org.deeplearning4j.nn.conf.inputs.InputType;
 import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.conf.layers.recurrent.Bidirectional;
-import org.deeplearning4j.nn.conf.memory.LayerMemoryReport;
 import org.deeplearning4j.nn.conf.memory.MemoryType;
 import org.deeplearning4j.nn.conf.memory.MemoryUseMode;
 import org.deeplearning4j.nn.multilayer.MultiLayerNetwork;
@@ -39,6 +39,9 @@ class ValidationTest {
             attention().nHeads(4).nKvHeads(3), "nKvHeads = 3: nHeads (4) must be a multiple"),
         Arguments.of(attention().headSize(257), "headSize = 257: must be from 1 to 256"),
         Arguments.of(attention().headSize(-4), "headSize = -4: must be from 1 to 256"),
+        Arguments.of(attention().nIn(-5), "nIn = -5: must be at least 1"),
+        Arguments.of(attention().nOut(-8), "nOut = -8: must be at least 1"),
+        Arguments.of(attention().nOut(-8).headSize(4), "nOut = -8: must be at least 1"),
         Arguments.of(attention().windowSize(0), "windowSize = 0: must be at least 1"),
         Arguments.of(attention().ropeBase(-3), "ropeBase = -3.0: must be above 1"),
         Arguments.of(attention().ropeBase(Double.NaN), "ropeBase = NaN"),
@@ -81,6 +84,10 @@ class ValidationTest {
         Arguments.of(RMSNormLayer.builder().name("att").eps(0), "eps = 0.0: must be above 0"),
         Arguments.of(
             RMSNormLayer.builder().name("att").nIn(3).nOut(4), "nOut = 4: must equal nIn (3)"),
+        Arguments.of(RMSNormLayer.builder().name("att").nIn(-3), "nIn = -3: must be at least 1"),
+        Arguments.of(
+            SwiGLULayer.builder().name("att").hiddenSize(3).nOut(-3),
+            "nOut = -3: must be at least 1"),
         Arguments.of(
             SwiGLULayer.builder().name("att").nOut(3), "hiddenSize = 0: must be at least 1"),
         Arguments.of(
@@ -116,6 +123,33 @@ class ValidationTest {
                     .init())
         .isInstanceOf(DL4JInvalidConfigException.class)
         .hasMessageContaining("GatedFWALayer \"att\": nIn = 0");
+  }
+
+  /** The first thing that DL4J asks for is the number of parameters. */
+  @Test
+  void badOptionsThatWereSetLaterAreRefused() {
+    NativeSparseAttentionLayer sharing = NativeSparseAttentionLayer.builder().nOut(8).build();
+    sharing.setSharing(null);
+    assertNetIsRefused(sharing, "sharing = null: must be NONE, COMPRESSION_AND_SELECTION or ALL");
+    GatedFWALayer attention = attention().build();
+    attention.setNOut(-8);
+    assertNetIsRefused(attention, "nOut = -8: must be at least 1");
+    TokenSelectionLayer heads = TokenSelectionLayer.builder().nOut(8).headSize(4).build();
+    heads.setNHeads(-2);
+    assertNetIsRefused(heads, "nHeads = -2: must be at least 1");
+    SwiGLULayer feedForward = SwiGLULayer.builder().nOut(8).hiddenSize(4).build();
+    feedForward.setHiddenSize(-100);
+    assertNetIsRefused(feedForward, "hiddenSize = -100: must be at least 1");
+    RMSNormLayer norm = RMSNormLayer.builder().build();
+    norm.setEps(-1);
+    assertNetIsRefused(norm, "eps = -1.0: must be above 0");
+  }
+
+  private static void assertNetIsRefused(Layer layer, String message) {
+    assertThatThrownBy(() -> net(RNNFormat.NCW, layer, Nets.output(2)))
+        .isInstanceOf(DL4JInvalidConfigException.class)
+        .hasMessageContaining(layer.getClass().getSimpleName())
+        .hasMessageContaining(message);
   }
 
   @Test
@@ -160,40 +194,63 @@ class ValidationTest {
   }
 
   @Test
-  void blocksRefuseSizesThatDoNotAdd() {
+  void blocksRefuseBadSettings() {
     assertThatThrownBy(() -> DecoderBlock.builder().nModel(8).build())
         .hasMessage("DecoderBlock: attention is not set");
     assertThatThrownBy(
             () -> DecoderBlock.builder().nModel(16).attention(attention().build()).build())
         .hasMessageContaining("attention has nIn = 16, nOut = 8");
+    for (double eps : new double[] {-1, 0, Double.NaN, Double.POSITIVE_INFINITY}) {
+      assertThatThrownBy(
+              () ->
+                  DecoderBlock.builder()
+                      .nModel(8)
+                      .attention(attention().build())
+                      .normEps(eps)
+                      .build())
+          .isInstanceOf(DL4JInvalidConfigException.class)
+          .hasMessage("DecoderBlock: normEps = " + eps + ": must be above 0");
+    }
   }
 
-  @Test
-  void memoryReportsGrowWithTheSequence() {
-    for (Layer layer :
-        new Layer[] {
-          attention().nIn(8).build(),
-          TokenCompressionLayer.builder().nIn(8).nOut(8).build(),
-          TokenSelectionLayer.builder().nIn(8).nOut(8).build(),
-          NativeSparseAttentionLayer.builder().nIn(8).nOut(8).build(),
-          RMSNormLayer.builder().nIn(8).build(),
-          SwiGLULayer.builder().nIn(8).nOut(8).hiddenSize(16).build()
-        }) {
-      LayerMemoryReport shorter = layer.getMemoryReport(InputType.recurrent(8, 10));
-      LayerMemoryReport longer = layer.getMemoryReport(InputType.recurrent(8, 20));
-      long[] bytes = new long[2];
-      for (int i = 0; i < 2; i++) {
-        bytes[i] =
-            (i == 0 ? shorter : longer)
-                .getMemoryBytes(
-                    MemoryType.WORKING_MEMORY_VARIABLE,
-                    4,
-                    MemoryUseMode.TRAINING,
-                    CacheMode.NONE,
-                    DataType.FLOAT);
-      }
-      assertThat(bytes[0]).isPositive();
-      assertThat(bytes[1]).isEqualTo(2 * bytes[0]);
+  private static List<Layer> reporting() {
+    return List.of(
+        attention().nIn(8).build(),
+        attention().nIn(8).dropOut(0.5).build(),
+        TokenCompressionLayer.builder().nIn(8).nOut(8).build(),
+        TokenSelectionLayer.builder().nIn(8).nOut(8).build(),
+        NativeSparseAttentionLayer.builder().nIn(8).nOut(8).build(),
+        RMSNormLayer.builder().nIn(8).build(),
+        RMSNormLayer.builder().nIn(8).dropOut(0.5).build(),
+        SwiGLULayer.builder().nIn(8).nOut(8).hiddenSize(16).build());
+  }
+
+  private static long trainingBytes(Layer layer, InputType inputType) {
+    return layer
+        .getMemoryReport(inputType)
+        .getMemoryBytes(
+            MemoryType.WORKING_MEMORY_VARIABLE,
+            4,
+            MemoryUseMode.TRAINING,
+            CacheMode.NONE,
+            DataType.FLOAT);
+  }
+
+  @ParameterizedTest
+  @MethodSource("reporting")
+  void memoryReportsGrowWithTheSequence(Layer layer) {
+    long shorter = trainingBytes(layer, InputType.recurrent(8, 10));
+    assertThat(shorter).isPositive();
+    assertThat(trainingBytes(layer, InputType.recurrent(8, 20))).isEqualTo(2 * shorter);
+  }
+
+  @ParameterizedTest
+  @MethodSource("reporting")
+  void memoryReportsAreForOneTokenIfTheLengthIsOpen(Layer layer) {
+    long oneToken = trainingBytes(layer, InputType.recurrent(8, 1));
+    assertThat(trainingBytes(layer, InputType.recurrent(8))).isEqualTo(oneToken);
+    if (layer instanceof TokenWiseLayer) {
+      assertThat(trainingBytes(layer, InputType.feedForward(8))).isEqualTo(oneToken);
     }
   }
 }

@@ -93,6 +93,7 @@ public abstract class AttentionParamInitializer<C extends AttentionLayer>
 
   @Override
   final Map<String, long[]> layout(C conf) {
+    conf.validateOptions();
     Map<String, long[]> layout = new LinkedHashMap<>();
     Map<String, Long> projections = projections(conf);
     projections.forEach((key, width) -> layout.put(key, new long[] {conf.getNIn(), width}));

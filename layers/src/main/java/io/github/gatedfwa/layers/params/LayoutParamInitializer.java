@@ -25,7 +25,10 @@ abstract class LayoutParamInitializer<C extends Layer> implements ParamInitializ
     this.type = type;
   }
 
-  /** Shapes by name: rank 2 for weights, rank 1 for vectors. */
+  /**
+   * Shapes by name: rank 2 for weights, rank 1 for vectors. It is the first thing that DL4J asks
+   * for, so the options are checked here.
+   */
   abstract Map<String, long[]> layout(C conf);
 
   /** Sets the start value of one parameter, given as a flat view. */

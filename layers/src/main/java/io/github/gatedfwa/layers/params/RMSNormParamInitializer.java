@@ -6,7 +6,10 @@ import org.deeplearning4j.nn.conf.layers.Layer;
 import org.deeplearning4j.nn.params.DefaultParamInitializer;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
-/** The gain "g" [nIn] of {@link RMSNormLayer}, which starts at gainInit. */
+/**
+ * The gain "g" [nIn] of {@link RMSNormLayer}, which starts at gainInit. It is neither a weight nor
+ * a bias: constraints of weights are along the dimensions of a matrix.
+ */
 public final class RMSNormParamInitializer extends LayoutParamInitializer<RMSNormLayer> {
   public static final RMSNormParamInitializer INSTANCE = new RMSNormParamInitializer();
 
@@ -18,6 +21,7 @@ public final class RMSNormParamInitializer extends LayoutParamInitializer<RMSNor
 
   @Override
   Map<String, long[]> layout(RMSNormLayer conf) {
+    conf.validateOptions();
     return Map.of(GAIN, new long[] {conf.getNIn()});
   }
 
@@ -28,7 +32,7 @@ public final class RMSNormParamInitializer extends LayoutParamInitializer<RMSNor
 
   @Override
   public boolean isWeightParam(Layer layer, String key) {
-    return GAIN.equals(key);
+    return false;
   }
 
   @Override

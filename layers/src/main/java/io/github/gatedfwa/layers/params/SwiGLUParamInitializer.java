@@ -26,6 +26,7 @@ public final class SwiGLUParamInitializer extends LayoutParamInitializer<SwiGLUL
 
   @Override
   Map<String, long[]> layout(SwiGLULayer conf) {
+    conf.validateOptions();
     long in = conf.getNIn();
     long hidden = conf.getHiddenSize();
     Map<String, long[]> layout = new LinkedHashMap<>();

@@ -222,7 +222,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     return p;
   }
 
-  /** The input, its mask and P, the heads neither turned nor normalised. */
+  /** The input with zeros at padding, its mask and P, the heads neither turned nor normalised. */
   final void projectInput(Pass p, Scope scope) {
     C c = layerConf();
     p.input =
@@ -239,6 +239,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
       throw Tokens.notASequence(describe(), input);
     }
     p.mask = Mask.of(describe(), maskArray, p.input.minibatch(), p.input.time());
+    p.input = p.input.hiding(p.mask, 0, scope.workspaces(), scope.memory());
     p.projected = projections().project(p.input.rows(), projectionWeights(scope), scope);
     if (c.isHasBias()) {
       for (String weight : projectionKeys()) {
@@ -324,9 +325,11 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
   private Pair<Gradient, INDArray> backward(
       INDArray epsilon, int backLength, LayerWorkspaceMgr workspaces) {
     assertInputSet(true);
-    // A layer that is frozen but passes gradients on made its forward pass in inference mode.
-    Pass p = pass != null ? pass : attend(null, backwardScope(false, workspaces));
-    Scope scope = backwardScope(true, workspaces);
+    // A layer that is frozen but passes gradients on made its forward pass in inference mode,
+    // without dropout and weight noise.
+    boolean training = pass != null;
+    Scope scope = backwardScope(training, workspaces);
+    Pass p = training ? pass : attend(null, scope);
     C c = layerConf();
     long first = backLength > 0 ? Math.max(0, p.input.time() - backLength) : 0;
 
@@ -354,7 +357,7 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
     gradientViews.forEach(gradient::setGradientFor);
     INDArray epsilonOut =
         p.input.with(dInput).toData(dataType, workspaces, ArrayType.ACTIVATION_GRAD);
-    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+    return new Pair<>(gradient, training ? backpropDropOutIfPresent(epsilonOut) : epsilonOut);
   }
 
   /** Gradients of the output projection and, returned, of the concatenated heads. */
@@ -370,11 +373,8 @@ abstract class Attention<C extends AttentionLayer> extends BaseRecurrentLayer<C>
                 scope.type(),
                 scope.workspaces(),
                 scope.memory())
+            .hiding(p.mask, first, scope.workspaces(), scope.memory())
             .rows();
-    if (p.mask != null || first > 0) {
-      error = scope.workspaces().dup(scope.memory(), error, 'c');
-      Tokens.zeroRows(error, p.mask, p.input.time(), first);
-    }
     INDArray heads = p.concatenatedHeads();
     Matrices.weightGradient(heads, error, gradientView(AttentionParamInitializer.OUTPUT_WEIGHT));
     if (c.isHasBias()) {

@@ -16,8 +16,14 @@ final class Caches {
    * @param name what it is of; "" in a layer with one cache
    * @param entries number of entries that it has had after so many tokens
    * @param complete whether it must hold all that it can; a window may begin empty at any position
+   * @param beside names of the arrays that a state must have beside keys, if it has any
    */
-  record Spec(String name, KeyValueCache.Shape shape, LongUnaryOperator entries, boolean complete) {
+  record Spec(
+      String name,
+      KeyValueCache.Shape shape,
+      LongUnaryOperator entries,
+      boolean complete,
+      List<String> beside) {
     private String prefix() {
       return name.isEmpty() ? "" : name + ".";
     }
@@ -88,6 +94,10 @@ final class Caches {
    * @throws IllegalArgumentException if the state is not one of such a layer
    */
   static Caches fromState(String layer, List<Spec> specs, Map<String, INDArray> state) {
+    if (state == null) {
+      throw new IllegalArgumentException(
+          layer + ": RNN state is null; expected a map of arrays, an empty one for none");
+    }
     if (state.isEmpty()) {
       return null;
     }
@@ -118,6 +128,10 @@ final class Caches {
                     KeyValueCache.KEYS,
                     cache.length(),
                     cache.expectedLength()));
+      }
+      if (cache.length() > 0) {
+        spec.beside()
+            .forEach(name -> KeyValueCache.checkPresent(layer, spec.prefix() + name, state));
       }
     }
     for (KeyValueCache cache : read.caches.values()) {

@@ -73,12 +73,13 @@ final class CompressionBranch {
         new KeyValueCache.Shape(
             layer.computeType(), minibatch, 0, c.getNKvHeads(), c.getHeadSize(), blockLength - 1);
     return List.of(
-        new Caches.Spec(TAIL, tail, LongUnaryOperator.identity(), true),
+        new Caches.Spec(TAIL, tail, LongUnaryOperator.identity(), true, List.of()),
         new Caches.Spec(
             BLOCKS,
             tail.keeping(KeyValueCache.ALL),
             tokens -> blocks(tokens, blockLength, stride),
-            true));
+            true,
+            List.of()));
   }
 
   /** Number of complete blocks of so many tokens. */

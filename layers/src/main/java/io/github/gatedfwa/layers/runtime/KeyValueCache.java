@@ -309,12 +309,7 @@ final class KeyValueCache {
    */
   static KeyValueCache fromState(
       String layer, String prefix, Shape shape, Map<String, INDArray> state) {
-    INDArray position = state.get(prefix + POSITION);
-    if (position == null) {
-      throw new IllegalArgumentException(
-          "%s: RNN state has arrays %s; \"%s%s\" is missing"
-              .formatted(layer, state.keySet(), prefix, POSITION));
-    }
+    checkPresent(layer, prefix + POSITION, state);
     long minibatch =
         state.entrySet().stream()
             .filter(entry -> entry.getKey().startsWith(prefix) && entry.getValue().rank() > 1)
@@ -322,7 +317,7 @@ final class KeyValueCache {
             .findFirst()
             .orElse(-1);
     KeyValueCache cache = new KeyValueCache(shape.with(minibatch));
-    cache.position = position.getLong(0);
+    cache.position = state.get(prefix + POSITION).getLong(0);
     if (cache.position < 0) {
       throw new IllegalArgumentException(
           "%s: RNN state \"%s%s\" is %d; expected 0 or more"
@@ -369,6 +364,14 @@ final class KeyValueCache {
     }
     checkShape(layer, state.get(name), name, expected);
     return state.get(name).castTo(DataType.DOUBLE).dup('c').reshape(-1).toDoubleVector();
+  }
+
+  /** Throws if a state does not have the array. */
+  static void checkPresent(String layer, String name, Map<String, INDArray> state) {
+    if (state.get(name) == null) {
+      throw new IllegalArgumentException(
+          "%s: RNN state has arrays %s; \"%s\" is missing".formatted(layer, state.keySet(), name));
+    }
   }
 
   private static void checkShape(String layer, INDArray array, String name, long[] expected) {

@@ -46,7 +46,12 @@ public final class RMSNorm extends TokenWise<RMSNormLayer> {
   }
 
   @Override
-  void backward(INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces) {
+  void backward(
+      INDArray in,
+      INDArray gradient,
+      INDArray out,
+      boolean training,
+      LayerWorkspaceMgr workspaces) {
     double[] gain = Matrices.vector(getParam(RMSNormParamInitializer.GAIN));
     int n = gain.length;
     Elements source = Elements.read(in);

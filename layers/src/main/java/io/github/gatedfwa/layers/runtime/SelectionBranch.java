@@ -2,6 +2,7 @@ package io.github.gatedfwa.layers.runtime;
 
 import io.github.gatedfwa.layers.AttentionLayer;
 import io.github.gatedfwa.samediff.NDNsa;
+import java.util.List;
 import java.util.function.LongUnaryOperator;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
@@ -64,7 +65,8 @@ final class SelectionBranch {
         new KeyValueCache.Shape(
             layer.computeType(), minibatch, 0, c.getNKvHeads(), c.getHeadSize(), KeyValueCache.ALL),
         LongUnaryOperator.identity(),
-        true);
+        true,
+        List.of());
   }
 
   /**

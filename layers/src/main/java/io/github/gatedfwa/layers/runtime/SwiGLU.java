@@ -92,9 +92,13 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
   }
 
   @Override
-  void backward(INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces) {
-    if (hidden == null) {
-      // A layer that is frozen but passes gradients on made its forward pass in inference mode.
+  void backward(
+      INDArray in,
+      INDArray gradient,
+      INDArray out,
+      boolean training,
+      LayerWorkspaceMgr workspaces) {
+    if (!training) {
       hide(in, false, workspaces, ArrayType.BP_WORKING_MEM, null);
     }
     long tokens = in.rows();
@@ -103,7 +107,7 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
         hidden, gradient, gradientViews.get(SwiGLUParamInitializer.DOWN_WEIGHT));
     INDArray dHidden =
         Memory.matrix(workspaces, ArrayType.BP_WORKING_MEM, computeType(), tokens, size);
-    Matrices.productWithTransposed(gradient, downWeights(true, workspaces), dHidden);
+    Matrices.productWithTransposed(gradient, downWeights(training, workspaces), dHidden);
     INDArray dGates =
         Memory.matrix(workspaces, ArrayType.BP_WORKING_MEM, computeType(), tokens, 2L * size);
     Elements u = Elements.read(gates);
@@ -137,7 +141,7 @@ public final class SwiGLU extends TokenWise<SwiGLULayer> {
       putSums(SwiGLUParamInitializer.UP_BIAS, dGates, size, size);
       putSums(SwiGLUParamInitializer.DOWN_BIAS, gradient, 0, (int) layerConf().getNOut());
     }
-    Matrices.productWithTransposed(dGates, upWeights(true, workspaces, null), out);
+    Matrices.productWithTransposed(dGates, upWeights(training, workspaces, null), out);
   }
 
   private void addBias(

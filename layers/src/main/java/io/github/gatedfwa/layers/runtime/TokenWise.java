@@ -20,6 +20,9 @@ import org.nd4j.linalg.api.ndarray.INDArray;
 abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
   private static final long serialVersionUID = 1L;
 
+  /** Whether there was a forward pass of this input in training, with dropout and weight noise. */
+  private transient boolean trained;
+
   TokenWise(NeuralNetConfiguration conf, DataType dataType) {
     super(conf, dataType);
   }
@@ -36,9 +39,11 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
    * @param in [tokens, nIn]
    * @param gradient [tokens, nOut]
    * @param out gradient of in, [tokens, nIn], to write
+   * @param training whether the forward pass was one of training; it is not in a layer that is
+   *     frozen but passes gradients on
    */
   abstract void backward(
-      INDArray in, INDArray gradient, INDArray out, LayerWorkspaceMgr workspaces);
+      INDArray in, INDArray gradient, INDArray out, boolean training, LayerWorkspaceMgr workspaces);
 
   /** Half types are computed in FLOAT. */
   final DataType computeType() {
@@ -49,23 +54,27 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
     return Tokens.describe(layerConf());
   }
 
+  /** Input or gradient as tokens, with zeros at padding. */
   private Tokens tokens(
       INDArray array, String what, long size, LayerWorkspaceMgr workspaces, ArrayType memory) {
-    return Tokens.of(
-        describe(),
-        array,
-        what,
-        size,
-        layerConf().getRnnDataFormat(),
-        computeType(),
-        workspaces,
-        memory);
+    Tokens tokens =
+        Tokens.of(
+            describe(),
+            array,
+            what,
+            size,
+            layerConf().getRnnDataFormat(),
+            computeType(),
+            workspaces,
+            memory);
+    return tokens.hiding(mask(tokens), 0, workspaces, memory);
   }
 
   @Override
   public INDArray activate(boolean training, LayerWorkspaceMgr workspaceMgr) {
     assertInputSet(false);
     applyDropOutIfNecessary(training, workspaceMgr);
+    trained = training;
     DataType type = computeType();
     Tokens in =
         tokens(input, "input", layerConf().getNIn(), workspaceMgr, ArrayType.FF_WORKING_MEM);
@@ -99,11 +108,6 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
             layerConf().getNOut(),
             workspaceMgr,
             ArrayType.BP_WORKING_MEM);
-    Mask mask = mask(in);
-    if (mask != null) {
-      error = error.with(workspaceMgr.dup(ArrayType.BP_WORKING_MEM, error.rows(), 'c'));
-      Tokens.zeroRows(error.rows(), mask, in.time(), 0);
-    }
     INDArray out =
         Memory.matrix(
             workspaceMgr,
@@ -111,12 +115,18 @@ abstract class TokenWise<C extends TokenWiseLayer> extends BaseLayer<C> {
             type,
             in.count(),
             layerConf().getNIn());
-    backward(in.rows(), error.rows(), out, workspaceMgr);
+    backward(in.rows(), error.rows(), out, trained, workspaceMgr);
     weightNoiseParams.clear();
     Gradient gradient = new DefaultGradient(gradientsFlattened);
     gradientViews.forEach(gradient::setGradientFor);
     INDArray epsilonOut = in.with(out).toData(dataType, workspaceMgr, ArrayType.ACTIVATION_GRAD);
-    return new Pair<>(gradient, backpropDropOutIfPresent(epsilonOut));
+    return new Pair<>(gradient, trained ? backpropDropOutIfPresent(epsilonOut) : epsilonOut);
+  }
+
+  @Override
+  public void setInput(INDArray input, LayerWorkspaceMgr workspaceMgr) {
+    super.setInput(input, workspaceMgr);
+    trained = false;
   }
 
   @Override

@@ -92,6 +92,19 @@ record Tokens(INDArray rows, long minibatch, long time, RNNFormat format) {
     return new Tokens(matrix, minibatch, time, format);
   }
 
+  /**
+   * These tokens with zeros where the mask hides them and before step {@code first}: a copy, unless
+   * nothing is hidden. A product with what stands there would not be 0 if it is NaN or infinite.
+   */
+  Tokens hiding(Mask mask, long first, LayerWorkspaceMgr workspaces, ArrayType arrayType) {
+    if (mask == null && first == 0) {
+      return this;
+    }
+    INDArray copy = workspaces.dup(arrayType, rows, 'c');
+    zeroRows(copy, mask, time, first);
+    return with(copy);
+  }
+
   /** The matrix in the format that it came from, as a view. */
   INDArray toData() {
     if (format == null) {

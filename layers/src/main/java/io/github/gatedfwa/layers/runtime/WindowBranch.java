@@ -4,6 +4,8 @@ import io.github.gatedfwa.layers.WindowedAttentionLayer;
 import io.github.gatedfwa.layers.params.AttentionParamInitializer;
 import io.github.gatedfwa.samediff.GatedFwaOps;
 import io.github.gatedfwa.samediff.NDGatedFwa;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.function.LongUnaryOperator;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.indexing.NDArrayIndex;
@@ -61,6 +63,13 @@ final class WindowBranch {
   static Caches.Spec cache(
       String name, Attention<? extends WindowedAttentionLayer> layer, long mb) {
     WindowedAttentionLayer c = layer.layerConf();
+    List<String> beside = new ArrayList<>();
+    if (c.isKeyShift()) {
+      beside.add(KeyValueCache.LAST_KEY);
+    }
+    if (c.isValueShift()) {
+      beside.add(KeyValueCache.LAST_VALUE);
+    }
     return new Caches.Spec(
         name,
         new KeyValueCache.Shape(
@@ -71,7 +80,8 @@ final class WindowBranch {
             c.getHeadSize(),
             c.getWindowSize() - 1),
         LongUnaryOperator.identity(),
-        false);
+        false,
+        beside);
   }
 
   /**

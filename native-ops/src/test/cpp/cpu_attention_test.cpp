@@ -225,7 +225,7 @@ std::vector<Case> cases() {
     c.name += " masked", c.shape.masked = true, c.maskedShare = 0.4, c.nasty = true;
     all.push_back(c);
   }
-  for (double reset : {1e5, 1e9, 1e13}) {
+  for (double reset : {1e5, 1e9, 1e13, 3e38, 1e308}) {
     Case c{"resets by " + std::to_string(reset), shape(1, 200, 230, 2, 1, 16, 16, 100)};
     c.resets = 0.05, c.reset = reset;
     all.push_back(c);

@@ -69,6 +69,7 @@ template <typename A>
 struct DiagonalDecay {
   // log2(e) * sum of the finite alpha over (first, i] = whole + fraction, for a key and for a query's base; -infinity
   // for a masked key.
+  static constexpr double kMostWhole = 0x1p43;  ///< as good as any larger one: no weight is left
   double whole[kQueryTile<A>], wholeOfBase[kQueryTile<A>];
   A fraction[kQueryTile<A>], fractionOfBase[kQueryTile<A>];
   double common[kQueryTile<A>];  ///< sum of alpha from the query's base to the query
@@ -80,13 +81,15 @@ struct DiagonalDecay {
   /// isReal(i) of token first + i; `gap`: sum of alpha from the newest real token before the tile to `first`.
   template <typename IsReal>
   void set(const Decays<A>& alpha, int64_t first, int64_t count, double gap, IsReal isReal) {
-    // The two parts are summed apart, so that one alpha far above the others takes no bits from the decays beside it.
+    // The two parts are summed apart, so that one alpha far above the others takes no bits from the decays beside it:
+    // the whole parts' sums are exact, as each is at most kMostWhole.
     double wholes = 0, fractions = 0;
     for (int64_t i = 0; i < roundUp(count, kPanel<A>); i++) {
       const double x = i > 0 && i < count ? alpha[first + i] : 0.0;
       const bool finite = x - x == 0, real = i < count && isReal(i);
       double part, rest;
-      split(finite ? kLog2E * x : 0.0, part, rest);
+      const double between = finite ? kLog2E * x : 0.0;
+      split(between < kMostWhole ? between : kMostWhole, part, rest);
       wholes += part;
       split(fractions + rest, part, fractions);
       wholes += part;

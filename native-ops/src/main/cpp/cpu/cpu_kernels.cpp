@@ -1,5 +1,7 @@
 #include "cpu/cpu_kernels.h"
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -148,6 +150,9 @@ void runGate(const Params& params, const Executor& executor, void (*single)(cons
 
 InstructionSet detectInstructionSet() {
   __builtin_cpu_init();
+  // The kernels of both sets convert HALF by F16C, which some virtual machines hide.
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_F16C)) return InstructionSet::Plain;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
     return InstructionSet::Avx512;

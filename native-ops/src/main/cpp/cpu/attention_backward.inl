@@ -618,13 +618,13 @@ struct Backward {
           exponent =
               l < static_cast<int>(decay.bound[i]) - static_cast<int>(lane) ? broadcast(decay.barrier[i]) : exponent;
         if (kEdge)
-          exponent = (l > static_cast<int>(least(nearest, kWidth))) | (l <= static_cast<int>(most(farthest, -1)))
+          exponent = ((l > static_cast<int>(least(nearest, kWidth))) | (l <= static_cast<int>(most(farthest, -1))))
                          ? broadcast<A>(-kInfinity<A>)
                          : exponent;
         const Vector<A> P = exp2<A>(exponent, load(whole + v * kLanes<A>));
         Vector<A> gradient = P * ((load(dS) - x.terms.delta[i]) - x.terms.deltaLow[i]);
         // Invisible, or the only key of its row: P = 1 whatever the score.
-        if (kEdge) gradient = (P == 0) | (x.p.window == 1) ? Vector<A>{} : gradient;
+        if (kEdge) gradient = ((P == 0) | (x.p.window == 1)) ? Vector<A>{} : gradient;
         store(weight, P);
         store(dS, gradient);
         columns[v] += gradient;
@@ -746,7 +746,7 @@ struct Backward {
         const Vector<A> P = exp2<A>(x[v], whole[v]);
         const Vector<A> dP = load(buffers.refine.dP + (key - first) * kWidth + v * kLanes<A>);
         Vector<A> gradient = P * ((dP - load(buffers.rows.delta + column)) - load(buffers.rows.deltaLow + column));
-        gradient = (P == 0) | (p.window == 1) ? Vector<A>{} : gradient;
+        gradient = ((P == 0) | (p.window == 1)) ? Vector<A>{} : gradient;
         store(score + v * kLanes<A>, gradient);
         doubt += P * P * load(buffers.rows.doubt + column) - gradient * gradient;
       }

@@ -52,7 +52,7 @@ GATEDFWA_INLINE void narrow(float x, BFloat16& to) {
 }
 GATEDFWA_INLINE void narrow(float x, Half& to) {
 #ifdef __F16C__
-  to.bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+  to.bits = static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT)));
 #else
   const uint32_t bits = bitCast<uint32_t>(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   uint32_t half;

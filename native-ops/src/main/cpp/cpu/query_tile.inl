@@ -144,7 +144,7 @@ struct QueryTile {
         x[v] = static_cast<A>(key - tile.lookback) < bound ? load(decay.barrier + column) : x[v];
       }
       const IntegerVector<A> l = lanes + v * kLanes<A>;
-      x[v] = (l < static_cast<int>(most(nearest, 0))) | (l >= static_cast<int>(most(farthest, 0)))
+      x[v] = ((l < static_cast<int>(most(nearest, 0))) | (l >= static_cast<int>(most(farthest, 0))))
                  ? broadcast<A>(-kInfinity<A>)
                  : x[v];
     }

@@ -69,7 +69,7 @@ class Checker {
   /// o, lse and dO, of which o and dO are [B, N, H, Dv].
   void results(const ArrayView& o, const ArrayView& lse, const ArrayView& dO, const ArrayView& q,
                int64_t valueSize) const;
-  /// The argument at `index` if there is one; 0, or none, is 1/sqrt(headSize).
+  /// The first real argument if there is one; 0, or none, is 1/sqrt(headSize).
   double scale(const OpArguments& arguments, int64_t headSize) const;
 
   /// Inputs with data; outputs of the right number, type and shape, with data, that overlap nothing.

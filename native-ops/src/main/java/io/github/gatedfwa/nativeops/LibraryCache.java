@@ -4,10 +4,12 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.Arrays;
 import java.util.HexFormat;
+import java.util.UUID;
 
 /**
  * Files on disk for libraries that travel in a jar. A file's directory is named after its content,
@@ -17,19 +19,25 @@ final class LibraryCache {
 
   private LibraryCache() {}
 
+  /** A directory, which may have to be made. */
+  @FunctionalInterface
+  interface Place {
+    Path get() throws IOException;
+  }
+
   /**
    * The file that holds {@code content}: the one in {@code cache} if it is whole, else written
-   * there, else (a directory that cannot be written) in a temporary directory of this JVM.
+   * there, else (a directory that cannot be made, read or written) in a temporary directory of this
+   * JVM.
    *
    * @throws IOException if it can be written to neither
    */
-  static Path file(Path cache, String name, byte[] content) throws IOException {
-    Path file = cache.resolve(digest(content)).resolve(name);
-    if (holds(file, content)) {
-      return file;
-    }
+  static Path file(Place cache, String name, byte[] content) throws IOException {
     try {
-      write(file, content);
+      Path file = cache.get().resolve(digest(content)).resolve(name);
+      if (!holds(file, content)) {
+        write(file, content);
+      }
       return file;
     } catch (IOException inCache) {
       try {
@@ -46,12 +54,15 @@ final class LibraryCache {
     }
   }
 
-  /** Beside the file first, then renamed: other JVMs see all of it or nothing. */
+  /**
+   * Beside the file first, then renamed: other JVMs see all of it or nothing. Whoever the umask
+   * lets may read it: users can share a cache.
+   */
   private static void write(Path file, byte[] content) throws IOException {
     Files.createDirectories(file.getParent());
-    Path part = Files.createTempFile(file.getParent(), file.getFileName().toString(), ".part");
+    Path part = file.resolveSibling(file.getFileName() + "." + UUID.randomUUID() + ".part");
     try {
-      Files.write(part, content);
+      Files.write(part, content, StandardOpenOption.CREATE_NEW);
       Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
     } finally {
       Files.deleteIfExists(part);

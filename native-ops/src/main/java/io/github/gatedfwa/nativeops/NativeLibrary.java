@@ -1,6 +1,5 @@
 package io.github.gatedfwa.nativeops;
 
-import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
 import java.lang.reflect.Field;
@@ -184,6 +183,9 @@ public final class NativeLibrary {
       return new Outcome(loadOnce(), null);
     } catch (NativeLibraryException e) {
       return new Outcome(null, e);
+    } catch (RuntimeException | LinkageError e) {
+      return new Outcome(
+          null, new NativeLibraryException("the GatedFWA ops cannot be loaded: " + e, e));
     }
   }
 
@@ -260,6 +262,8 @@ public final class NativeLibrary {
                   settings.cacheLimit());
     } catch (IOException e) {
       reason = "the CUDA library cannot be read or written to disk: " + e;
+    } catch (RuntimeException e) {
+      reason = "the CUDA library cannot be used: " + e;
     }
     if (reason.isEmpty()) {
       return NativeRuntime.deviceName();
@@ -312,8 +316,8 @@ public final class NativeLibrary {
   }
 
   private static Path libraryFile(String name, byte[] library) throws IOException {
-    File cache = Loader.getCacheDir();
-    return LibraryCache.file(cache.toPath().resolve("gatedfwa"), name, library).toAbsolutePath();
+    return LibraryCache.file(() -> Loader.getCacheDir().toPath().resolve("gatedfwa"), name, library)
+        .toAbsolutePath();
   }
 
   private static void systemLoad(String name, byte[] library) {

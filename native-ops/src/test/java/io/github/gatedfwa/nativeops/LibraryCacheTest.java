@@ -2,6 +2,7 @@ package io.github.gatedfwa.nativeops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.github.gatedfwa.nativeops.LibraryCache.Place;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -18,26 +19,28 @@ class LibraryCacheTest {
 
   @Test
   void writesOnceAndUsesItAgain() throws IOException {
-    Path first = LibraryCache.file(cache, "x.so", CONTENT);
+    Path first = LibraryCache.file(() -> cache, "x.so", CONTENT);
     Object identity = Files.getAttribute(first, "unix:ino");
-    Path second = LibraryCache.file(cache, "x.so", CONTENT);
+    Path second = LibraryCache.file(() -> cache, "x.so", CONTENT);
     assertThat(second).isEqualTo(first).hasBinaryContent(CONTENT);
     assertThat(Files.getAttribute(second, "unix:ino")).isEqualTo(identity);
   }
 
   @Test
   void keepsVersionsApart() throws IOException {
-    Path first = LibraryCache.file(cache, "x.so", CONTENT);
-    Path second = LibraryCache.file(cache, "x.so", new byte[] {1});
+    Path first = LibraryCache.file(() -> cache, "x.so", CONTENT);
+    Path second = LibraryCache.file(() -> cache, "x.so", new byte[] {1});
     assertThat(second).isNotEqualTo(first);
     assertThat(first).hasBinaryContent(CONTENT);
   }
 
   @Test
   void replacesWhatIsBroken() throws IOException {
-    Path file = LibraryCache.file(cache, "x.so", CONTENT);
+    Path file = LibraryCache.file(() -> cache, "x.so", CONTENT);
     Files.writeString(file, "a libr");
-    assertThat(LibraryCache.file(cache, "x.so", CONTENT)).isEqualTo(file).hasBinaryContent(CONTENT);
+    assertThat(LibraryCache.file(() -> cache, "x.so", CONTENT))
+        .isEqualTo(file)
+        .hasBinaryContent(CONTENT);
     try (Stream<Path> files = Files.list(file.getParent())) {
       assertThat(files).containsExactly(file);
     }
@@ -46,8 +49,31 @@ class LibraryCacheTest {
   @Test
   void usesTemporaryDirectoryWhereTheCacheCannotBeWritten() throws IOException {
     Path blocked = Files.createFile(cache.resolve("a file, no directory"));
-    Path file = LibraryCache.file(blocked, "x.so", CONTENT);
+    Path file = LibraryCache.file(() -> blocked, "x.so", CONTENT);
     assertThat(file).doesNotHaveToString(blocked.toString()).hasBinaryContent(CONTENT);
     assertThat(file.startsWith(cache)).isFalse();
+  }
+
+  @Test
+  void usesTemporaryDirectoryWhereTheCacheCannotBeMadeOrRead() throws IOException {
+    Place none =
+        () -> {
+          throw new IOException("read-only file system");
+        };
+    assertThat(LibraryCache.file(none, "x.so", CONTENT)).hasBinaryContent(CONTENT);
+
+    Path unreadable = LibraryCache.file(() -> cache, "x.so", CONTENT);
+    Files.delete(unreadable);
+    Files.createSymbolicLink(unreadable, unreadable); // root may read any ordinary file
+    assertThat(LibraryCache.file(() -> cache, "x.so", CONTENT)).hasBinaryContent(CONTENT);
+  }
+
+  /** Users can share a cache: what one has written the others can read, as their umask says. */
+  @Test
+  void isReadableAsAnyNewFile() throws IOException {
+    Path file = LibraryCache.file(() -> cache, "x.so", CONTENT);
+    Path ordinary = Files.createFile(cache.resolve("ordinary"));
+    assertThat(Files.getPosixFilePermissions(file))
+        .isEqualTo(Files.getPosixFilePermissions(ordinary));
   }
 }

@@ -11,7 +11,10 @@ constexpr int64_t kPieceBytes = 8 << 20;
 constexpr int64_t kMostPieces = 16;
 
 Outcome failure(cudaError_t error, const char* doing) {
-  if (error == cudaErrorMemoryAllocation) return {Outcome::OutOfMemory, "out of memory"};
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // else the next launch of this thread would report it
+    return {Outcome::OutOfMemory, "out of memory"};
+  }
   return {Outcome::Failed, std::string(cudaGetErrorString(error)) + ", while " + doing};
 }
 

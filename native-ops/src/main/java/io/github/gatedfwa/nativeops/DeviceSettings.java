@@ -50,8 +50,8 @@ record DeviceSettings(Mode mode, int ordinal, boolean tf32, long memoryLimit, lo
         mode,
         ordinal,
         products.equals("tf32"),
-        megabytes(properties, NativeLibrary.CUDA_MEMORY_PROPERTY, 0),
-        megabytes(properties, NativeLibrary.CUDA_CACHE_PROPERTY, -1));
+        megabytes(properties, NativeLibrary.CUDA_MEMORY_PROPERTY, 1, 0),
+        megabytes(properties, NativeLibrary.CUDA_CACHE_PROPERTY, 0, -1));
   }
 
   /**
@@ -67,13 +67,13 @@ record DeviceSettings(Mode mode, int ordinal, boolean tf32, long memoryLimit, lo
     }
   }
 
-  private static long megabytes(Properties properties, String name, long otherwise) {
+  private static long megabytes(Properties properties, String name, long least, long otherwise) {
     String value = properties.getProperty(name);
     if (value == null) {
       return otherwise;
     }
-    if (!MEGABYTES.matcher(value).matches()) {
-      throw refused(name, value, "a number of megabytes");
+    if (!MEGABYTES.matcher(value).matches() || Long.parseLong(value) < least) {
+      throw refused(name, value, "a number of megabytes, at least " + least);
     }
     return Long.parseLong(value) << 20;
   }

@@ -54,10 +54,11 @@ class DeviceSettingsTest {
     "gatedfwa.device,cuda:99999,'auto, cpu, cuda or cuda:N'",
     "gatedfwa.device,'','auto, cpu, cuda or cuda:N'",
     "gatedfwa.cuda.float,half,strict or tf32",
-    "gatedfwa.cuda.memory,8g,a number of megabytes",
-    "gatedfwa.cuda.memory,-1,a number of megabytes",
-    "gatedfwa.cuda.memory,9999999999,a number of megabytes",
-    "gatedfwa.cuda.cache,some,a number of megabytes"
+    "gatedfwa.cuda.memory,8g,'a number of megabytes, at least 1'",
+    "gatedfwa.cuda.memory,0,'a number of megabytes, at least 1'",
+    "gatedfwa.cuda.memory,-1,'a number of megabytes, at least 1'",
+    "gatedfwa.cuda.memory,9999999999,'a number of megabytes, at least 1'",
+    "gatedfwa.cuda.cache,some,'a number of megabytes, at least 0'"
   })
   void otherValuesAreRefused(String name, String value, String allowed) {
     assertThatThrownBy(() -> settings(name, value))

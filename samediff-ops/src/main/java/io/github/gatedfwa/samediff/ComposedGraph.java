@@ -50,17 +50,17 @@ final class ComposedGraph {
     SDVariable distance = row.sub(column);
     SDVariable outside =
         distance.lt(0).castTo(type).add(distance.gte((double) window).castTo(type));
-    scores = scores.sub(outside.mul(ComposedArrays.HIDDEN));
+    scores = scores.sub(outside.mul(VisiblePairs.HIDDEN));
     if (mask != null) {
       SDVariable real = mask.castTo(type).neq(0).castTo(type);
-      SDVariable penalty = real.sub(1).mul(ComposedArrays.HIDDEN);
+      SDVariable penalty = real.sub(1).mul(VisiblePairs.HIDDEN);
       scores = scores.add(penalty.reshape(sd.stack(0, batch, one, one, keys)));
     }
     if (alpha != null) {
       scores = scores.sub(decay(alpha, batch, queries, heads, keys).castTo(type));
     }
 
-    SDVariable dead = sd.constant(ComposedArrays.DEAD).castTo(type);
+    SDVariable dead = sd.constant(VisiblePairs.DEAD).castTo(type);
     SDVariable max = sd.max(sd.max(scores, true, 3), dead);
     SDVariable weights = sd.math().exp(scores.sub(max));
     SDVariable sum = weights.sum(true, 3);
@@ -96,7 +96,7 @@ final class ComposedGraph {
     SDVariable one = sd.constant(1L);
     SDVariable index = range(zero, keys);
     SDVariable after = sd.expandDims(index, 1).gt(sd.expandDims(index, 0)); // [τ > j]
-    SDVariable finite = sd.min(alpha.castTo(DataType.DOUBLE), sd.constant(ComposedArrays.HIDDEN));
+    SDVariable finite = sd.min(alpha.castTo(DataType.DOUBLE), sd.constant(VisiblePairs.HIDDEN));
     SDVariable token = finite.permute(1, 0, 2).reshape(sd.stack(0, keys, batch, heads, one));
     SDVariable counted =
         token.mul(after.castTo(DataType.DOUBLE).reshape(sd.stack(0, keys, one, one, keys)));

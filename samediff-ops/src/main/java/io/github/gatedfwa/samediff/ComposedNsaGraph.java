@@ -31,7 +31,7 @@ final class ComposedNsaGraph {
       double scale) {
     Sizes sizes = new Sizes(q, kCmp);
     SDVariable hidden =
-        seenBlocks(sizes, mask, blockLength, stride, keyLength).rsub(1).mul(ComposedArrays.HIDDEN);
+        seenBlocks(sizes, mask, blockLength, stride, keyLength).rsub(1).mul(VisiblePairs.HIDDEN);
     return attention(sizes, q, vCmp, scores(sizes, q, kCmp, hidden, scale));
   }
 
@@ -62,7 +62,7 @@ final class ComposedNsaGraph {
     if (mask != null) {
       seen = seen.mul(real(sizes, mask));
     }
-    SDVariable hidden = seen.rsub(1).mul(ComposedArrays.HIDDEN);
+    SDVariable hidden = seen.rsub(1).mul(VisiblePairs.HIDDEN);
     return attention(sizes, q, v, scores(sizes, q, k, hidden, scale));
   }
 
@@ -80,9 +80,9 @@ final class ComposedNsaGraph {
     Sizes sizes = new Sizes(q, kCmp);
     SDVariable one = sd.constant(1L);
     SDVariable seen = seenBlocks(sizes, mask, blockLength, stride, keyLength);
-    SDVariable scores = scores(sizes, q, kCmp, seen.rsub(1).mul(ComposedArrays.HIDDEN), scale);
+    SDVariable scores = scores(sizes, q, kCmp, seen.rsub(1).mul(VisiblePairs.HIDDEN), scale);
     SDVariable rows =
-        sd.max(lse, sd.constant(ComposedArrays.DEAD).castTo(sizes.type))
+        sd.max(lse, sd.constant(VisiblePairs.DEAD).castTo(sizes.type))
             .reshape(sd.stack(0, sizes.batch, sizes.kvHeads, sd.constant(-1L), sizes.queries, one));
     SDVariable weights = sd.math().exp(scores.sub(rows)).sum(2).castTo(DataType.DOUBLE);
     weights = sd.where(sd.zerosLike(weights), weights, sd.math().isNaN(weights));
@@ -214,7 +214,7 @@ final class ComposedNsaGraph {
 
   private SDVariable[] attention(Sizes sizes, SDVariable q, SDVariable v, SDVariable scores) {
     SDVariable rest = sd.constant(-1L);
-    SDVariable dead = sd.constant(ComposedArrays.DEAD).castTo(sizes.type);
+    SDVariable dead = sd.constant(VisiblePairs.DEAD).castTo(sizes.type);
     SDVariable max = sd.max(sd.max(scores, true, 4), dead);
     SDVariable weights = sd.math().exp(scores.sub(max));
     SDVariable sum = weights.sum(true, 4);

@@ -29,6 +29,9 @@ final class ComposedGraph {
       SDVariable mask,
       long window,
       double scale) {
+    Arguments.present("gated_fwa", "q", q);
+    Arguments.present("gated_fwa", "k", k);
+    Arguments.present("gated_fwa", "v", v);
     DataType type = NativeOp.accumulatorType(q.dataType());
     SDVariable[] shape = sd.unstack(sd.shape(q), 0, 4);
     SDVariable batch = shape[0];
@@ -86,6 +89,8 @@ final class ComposedGraph {
   }
 
   SDVariable gate(SDVariable h, SDVariable beta, double eps) {
+    Arguments.present("gated_fwa_gate", "h", h);
+    Arguments.present("gated_fwa_gate", "beta", beta);
     return softplus(h.mul(beta).neg()).div(beta.add(eps));
   }
 

@@ -31,6 +31,9 @@ final class ComposedNsaGraph {
       long stride,
       long keyLength,
       double scale) {
+    Arguments.present(NsaArguments.COMPRESSED, "q", q);
+    Arguments.present(NsaArguments.COMPRESSED, "kCmp", kCmp);
+    Arguments.present(NsaArguments.COMPRESSED, "vCmp", vCmp);
     Sizes sizes = new Sizes(q, kCmp);
     SDVariable seen = seenBlocks(sizes, mask, blockLength, stride, keyLength);
     return attention(sizes, q, vCmp, seen, scores(sizes, q, kCmp, mask, seen, scale));
@@ -44,6 +47,10 @@ final class ComposedNsaGraph {
       SDVariable mask,
       long selectionBlock,
       double scale) {
+    Arguments.present(NsaArguments.SELECTED, "q", q);
+    Arguments.present(NsaArguments.SELECTED, "k", k);
+    Arguments.present(NsaArguments.SELECTED, "v", v);
+    Arguments.present(NsaArguments.SELECTED, "indices", indices);
     Sizes sizes = new Sizes(q, k);
     SDVariable token = row(sizes.keys); // [1, M]
     SDVariable block = sd.math().floorDiv(token, sd.constant(selectionBlock));
@@ -77,6 +84,9 @@ final class ComposedNsaGraph {
       long topN,
       long keyLength,
       double scale) {
+    Arguments.present(NsaArguments.SELECT, "q", q);
+    Arguments.present(NsaArguments.SELECT, "kCmp", kCmp);
+    Arguments.present(NsaArguments.SELECT, "lse", lse);
     Sizes sizes = new Sizes(q, kCmp);
     SDVariable one = sd.constant(1L);
     SDVariable seen = seenBlocks(sizes, mask, blockLength, stride, keyLength);

@@ -218,6 +218,9 @@ final class ComposedArrays {
 
       final VisiblePairs visible;
 
+      /** Σ alpha between key and query, [B, H, n, m], or null. */
+      private final INDArray decay;
+
       /** The position of query {@code from}: keys from there on are the tile's own. */
       private final long position;
 
@@ -234,6 +237,7 @@ final class ComposedArrays {
         this.queries = grouped(q);
         this.keys = ofKeys(k).dup('c');
         this.values = ofKeys(v).dup('c');
+        this.decay = alpha == null ? null : decay();
         this.visible = new VisiblePairs(unseen(), batch, kvHeads, group);
       }
 
@@ -269,14 +273,15 @@ final class ComposedArrays {
       /** scale · q·k − decay [B, Hkv, G·n, m], below {@link VisiblePairs#DEAD} where invisible. */
       INDArray scores() {
         INDArray scores = Nd4j.matmul(queries, keys, false, true, false).dup('c').muli(scale);
-        if (alpha != null) {
-          scores.subi(decay().castTo(type).reshape(scores.shape()));
+        if (decay != null) {
+          scores.subi(decay.castTo(type).reshape(scores.shape()));
         }
         return visible.hide(scores);
       }
 
       /**
-       * Not 0 where the key is after the query, beyond its window or masked, [B or 1, 1, 1, n, m].
+       * Not 0 where the key is after the query, beyond its window, masked or before a hard reset:
+       * [B or 1, Hkv or 1, G or 1, n, m].
        */
       private INDArray unseen() {
         INDArray row = Nd4j.arange(rows).castTo(DataType.DOUBLE).addi(position).reshape(rows, 1);
@@ -288,9 +293,15 @@ final class ComposedArrays {
                 .castTo(type)
                 .addi(distance.gte(window).castTo(type))
                 .reshape(1, 1, 1, rows, end - first);
-        return masked == null
-            ? outside
-            : outside.add(ofKeys(masked).dup('c').reshape(batch, 1, 1, 1, end - first));
+        INDArray unseen =
+            masked == null
+                ? outside
+                : outside.add(ofKeys(masked).dup('c').reshape(batch, 1, 1, 1, end - first));
+        if (decay == null || decay.maxNumber().doubleValue() < VisiblePairs.HIDDEN) {
+          return unseen;
+        }
+        INDArray reset = decay.gte(VisiblePairs.HIDDEN).castTo(type);
+        return unseen.add(reset.reshape(batch, kvHeads, group, rows, end - first));
       }
 
       /** alpha of the keys [a, b), [B, H, b − a, 1]. */

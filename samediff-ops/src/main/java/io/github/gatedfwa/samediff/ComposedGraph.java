@@ -69,7 +69,9 @@ final class ComposedGraph {
     scores = scale != 0 ? scores.mul(scale) : scores.div(sd.math().sqrt(headSize.castTo(type)));
 
     if (alpha != null) {
-      scores = scores.sub(decay(alpha, batch, queries, heads, keys).castTo(type));
+      SDVariable decay = decay(alpha, batch, queries, heads, keys);
+      scores = scores.sub(decay.castTo(type));
+      seen = seen.mul(decay.gte(VisiblePairs.HIDDEN).castTo(type).rsub(1)); // no hard reset between
     }
     scores = pairs.hide(seen, scores);
 

@@ -23,7 +23,7 @@ final class VisiblePairs {
 
   private static final NDBase OPS = new NDBase();
 
-  /** 0 where a key is seen, [B or 1, Hkv or 1, 1, n, m]. */
+  /** 0 where a key is seen, [B or 1, Hkv or 1, G or 1, n, m]. */
   private final INDArray unseen;
 
   private final long[] shape;

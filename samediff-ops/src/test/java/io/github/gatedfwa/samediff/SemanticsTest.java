@@ -156,6 +156,25 @@ class SemanticsTest {
     }
   }
 
+  /** From token 143 on, a hard reset for the first head, nothing before is seen. */
+  @ParameterizedTest
+  @EnumSource(
+      value = Implementation.class,
+      names = {"COMPOSED_ARRAYS", "COMPOSED_GRAPH"})
+  void nanStaysBeforeAHardReset(Implementation implementation) {
+    AttentionCase c = Poison.K.poisoned();
+    c.v().putScalar(new long[] {0, 140, 0, 3}, Double.NaN);
+    c.alpha().putScalar(new long[] {0, 143, 0}, Double.POSITIVE_INFINITY);
+    INDArray o = implementation.attention(c).get(0);
+    for (int p = 20; p < 170; p++) {
+      for (int head = 0; head < 2; head++) {
+        assertThat(Double.isNaN(o.getDouble(0, p - 20, head, 3)))
+            .as("position %s, head %s", p, head)
+            .isEqualTo(p >= 140 && p < (head == 0 ? 143 : 150));
+      }
+    }
+  }
+
   /** A NaN in dO: in the gradients of what its row sees. */
   @Test
   void nanGradientStaysInWhatItsRowSees() {

@@ -1,6 +1,7 @@
 package io.github.gatedfwa.samediff;
 
 import java.util.Arrays;
+import org.nd4j.autodiff.samediff.SDVariable;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 
@@ -140,6 +141,14 @@ final class Arguments {
     if (array == null) {
       throw wrong(op, name + " is null; expected an array");
     }
+  }
+
+  /** The variable itself, unless it is null. */
+  static SDVariable present(String op, String name, SDVariable variable) {
+    if (variable == null) {
+      throw wrong(op, name + " is null; expected a variable");
+    }
+    return variable;
   }
 
   static void type(String op, String name, INDArray array, DataType expected) {

@@ -7,6 +7,8 @@ import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
 import org.nd4j.linalg.factory.ops.NDBase;
+import org.nd4j.linalg.indexing.BooleanIndexing;
+import org.nd4j.linalg.indexing.conditions.Conditions;
 import org.nd4j.linalg.ops.transforms.Transforms;
 
 /**
@@ -14,15 +16,10 @@ import org.nd4j.linalg.ops.transforms.Transforms;
  * at a time with the keys that the tile sees, so that time and memory are linear in the length.
  * Half types are computed in float32, sums of alpha in float64.
  *
- * <p>Where the native op has −∞ scores, this has ones below {@link #DEAD}: no inf − inf arises.
+ * <p>Where the native op has −∞ scores, this has ones below {@link VisiblePairs#DEAD}: no inf − inf
+ * arises.
  */
 final class ComposedArrays {
-
-  /** What an invisible key adds to its score, and the largest decay: weights of exactly 0. */
-  static final double HIDDEN = 1e30;
-
-  /** A row whose largest score is below this sees nothing. */
-  static final double DEAD = -1e20;
 
   private static final int TILE = 128;
 
@@ -37,27 +34,22 @@ final class ComposedArrays {
       long window,
       double scale) {
     Arguments.attention("gated_fwa", q, k, v, alpha, mask, window, scale);
+    INDArray o = Nd4j.create(type(q), q.size(0), q.size(2), q.size(1), v.size(3));
+    INDArray lse = Nd4j.create(type(q), q.size(0), q.size(2), q.size(1));
     Attention x = new Attention(q, k, v, alpha, mask, window, scale);
-    INDArray o = Nd4j.create(x.type, x.batch, x.queries, x.heads, x.valueSize);
-    INDArray lse = Nd4j.create(x.type, x.batch, x.heads, x.queries);
-    if (o.isEmpty()) {
-      return new INDArray[] {o.castTo(q.dataType()), lse};
-    }
-    for (long from = 0; from < x.queries; from += TILE) {
+    for (long from = 0; from < x.queries && x.batch > 0; from += TILE) {
       Attention.Tile tile = x.tile(from);
       INDArray scores = tile.scores();
-      INDArray max = Transforms.max(scores.max(true, 3), DEAD, false);
+      INDArray max = Transforms.max(scores.max(true, 3), VisiblePairs.DEAD, false);
       INDArray weights = Transforms.exp(scores.subi(max), false);
       INDArray sum = weights.sum(true, 3);
-      INDArray weighted = tile.ungrouped(Nd4j.matmul(tile.grouped(weights), tile.values()));
+      INDArray weighted = tile.visible.product(weights, tile.values);
       // A row that sees anything has a sum of at least 1.
       weighted.divi(Transforms.max(sum, 0.5, true));
-      tile.ofQueries(o).assign(weighted.permute(0, 2, 1, 3));
-      INDArray logarithm = Transforms.log(sum, false).addi(max);
-      lse.get(all(), all(), interval(tile.from, tile.to))
-          .assign(logarithm.reshape(x.batch, x.heads, tile.rows));
+      tile.ofQueries(o).assign(tile.ungrouped(weighted));
+      tile.ofQueries(lse).assign(Transforms.log(sum, false).addi(max).reshape(tile.lseShape()));
     }
-    return new INDArray[] {o.castTo(q.dataType()), lse};
+    return new INDArray[] {VisiblePairs.tokenFirst(o, q.dataType()), lse};
   }
 
   static INDArray[] gatedFwaBp(
@@ -73,46 +65,44 @@ final class ComposedArrays {
       double scale) {
     Arguments.attentionGradient("gated_fwa_bp", q, k, v, alpha, mask, o, lse, dO, window, scale);
     Attention x = new Attention(q, k, v, alpha, mask, window, scale);
-    INDArray dq = Nd4j.create(x.type, q.shape());
-    INDArray dk = Nd4j.create(x.type, k.shape());
-    INDArray dv = Nd4j.create(x.type, v.shape());
-    INDArray dalpha = alpha == null ? null : Nd4j.create(DataType.DOUBLE, alpha.shape());
+    INDArray ownLse = lse.isEmpty() ? lse : VisiblePairs.finiteLse(lse.dup('c'));
+    INDArray ownGradient = VisiblePairs.headFirst(dO, x.type);
+    INDArray dq = Nd4j.create(x.type, x.batch, x.heads, x.queries, x.headSize);
+    INDArray dk = Nd4j.create(x.type, x.batch, x.kvHeads, x.keys, x.headSize);
+    INDArray dv = Nd4j.create(x.type, x.batch, x.kvHeads, x.keys, x.valueSize);
+    INDArray dalpha =
+        alpha == null ? null : Nd4j.create(DataType.DOUBLE, x.batch, x.heads, x.keys, 1);
     for (long from = 0; from < x.queries && x.batch > 0; from += TILE) {
       Attention.Tile tile = x.tile(from);
-      INDArray lseOfRows =
-          lse.get(all(), all(), interval(tile.from, tile.to))
-              .dup('c')
-              .reshape(x.batch, x.heads, tile.rows, 1);
-      INDArray weights =
-          Transforms.exp(tile.scores().subi(Transforms.max(lseOfRows, DEAD, false)), false);
-      INDArray gradient = tile.ofQueries(dO).castTo(x.type).permute(0, 2, 1, 3).dup('c');
-      INDArray grouped = tile.grouped(gradient);
-      INDArray dS = tile.ungrouped(Nd4j.matmul(grouped, tile.values(), false, true, false));
+      VisiblePairs visible = tile.visible;
+      INDArray lseOfRows = tile.grouped(ownLse.reshape(x.batch, x.heads, x.queries, 1));
+      INDArray weights = visible.clear(Transforms.exp(tile.scores().subi(lseOfRows), false));
+      INDArray gradient = tile.grouped(ownGradient);
+      INDArray dS = visible.clear(Nd4j.matmul(gradient, tile.values, false, true, false).dup('c'));
       // dO · o, but summed so that a row's dS adds up to 0 as exactly as it can.
       INDArray delta = dS.mul(weights).sum(true, 3);
-      dS.subi(delta).muli(weights);
+      dS = visible.clear(dS.subi(delta).muli(weights));
 
-      INDArray groupedDs = tile.grouped(dS);
-      tile.ofQueries(dq)
-          .assign(
-              tile.ungrouped(Nd4j.matmul(groupedDs, tile.keys()).muli(x.scale))
-                  .permute(0, 2, 1, 3));
-      tile.ofKeys(dk)
-          .addi(
-              Nd4j.matmul(groupedDs, tile.queries(), true, false, false)
-                  .muli(x.scale)
-                  .permute(0, 2, 1, 3));
-      tile.ofKeys(dv)
-          .addi(
-              Nd4j.matmul(tile.grouped(weights), grouped, true, false, false).permute(0, 2, 1, 3));
+      tile.ofQueries(dq).assign(tile.ungrouped(visible.product(dS, tile.keys).muli(x.scale)));
+      tile.ofKeys(dk).addi(visible.transposedProduct(dS, tile.queries).muli(x.scale));
+      tile.ofKeys(dv).addi(visible.transposedProduct(weights, gradient));
       if (dalpha != null) {
-        tile.addDecayGradient(dS.castTo(DataType.DOUBLE), dalpha);
+        tile.addDecayGradient(tile.ungrouped(dS).castTo(DataType.DOUBLE), dalpha);
       }
     }
-    INDArray[] result = {dq.castTo(q.dataType()), dk.castTo(q.dataType()), dv.castTo(q.dataType())};
-    return dalpha == null
-        ? result
-        : new INDArray[] {result[0], result[1], result[2], dalpha.castTo(alpha.dataType())};
+    INDArray[] result = {
+      VisiblePairs.tokenFirst(dq, q.dataType()),
+      VisiblePairs.tokenFirst(dk, q.dataType()),
+      VisiblePairs.tokenFirst(dv, q.dataType())
+    };
+    if (dalpha == null) {
+      return result;
+    }
+    INDArray ofTokens = Nd4j.create(alpha.dataType(), alpha.shape());
+    if (!ofTokens.isEmpty()) {
+      ofTokens.assign(dalpha.reshape(x.batch, x.heads, x.keys).permute(0, 2, 1));
+    }
+    return new INDArray[] {result[0], result[1], result[2], ofTokens};
   }
 
   static INDArray gate(INDArray h, INDArray beta, double eps) {
@@ -161,8 +151,12 @@ final class ComposedArrays {
     private final INDArray q;
     private final INDArray k;
     private final INDArray v;
+
+    /** [B, H, M, 1]; in float64, +∞ as {@link VisiblePairs#HIDDEN}. */
     private final INDArray alpha;
-    private final INDArray mask;
+
+    /** 1 where the key is masked, [B, 1, M, 1]. */
+    private final INDArray masked;
 
     Attention(
         INDArray q,
@@ -172,7 +166,7 @@ final class ComposedArrays {
         INDArray mask,
         long window,
         double scale) {
-      type = NativeOp.accumulatorType(q.dataType());
+      type = type(q);
       batch = q.size(0);
       queries = q.size(1);
       keys = k.size(1);
@@ -183,11 +177,23 @@ final class ComposedArrays {
       valueSize = v.size(3);
       this.window = Math.min(window, keys);
       this.scale = scale != 0 ? scale : 1 / Math.sqrt((double) headSize);
-      this.q = q;
-      this.k = k;
-      this.v = v;
-      this.alpha = alpha;
-      this.mask = mask;
+      this.q = VisiblePairs.headFirst(q, type);
+      this.k = VisiblePairs.headFirst(k, type);
+      this.v = VisiblePairs.headFirst(v, type);
+      boolean empty = batch == 0 || keys == 0;
+      this.alpha = alpha == null || empty ? null : decays(alpha);
+      masked =
+          mask == null || empty
+              ? null
+              : mask.dup('c').castTo(type).eq(0).castTo(type).reshape(batch, 1, keys, 1);
+    }
+
+    private static INDArray decays(INDArray alpha) {
+      INDArray decays = alpha.castTo(DataType.DOUBLE).permute(0, 2, 1).dup('c');
+      // Not a minimum: ND4J's takes a NaN for the larger number.
+      BooleanIndexing.replaceWhere(
+          decays, VisiblePairs.HIDDEN, Conditions.greaterThan(VisiblePairs.HIDDEN));
+      return decays.reshape(alpha.size(0), alpha.size(2), alpha.size(1), 1);
     }
 
     Tile tile(long from) {
@@ -201,6 +207,20 @@ final class ComposedArrays {
       final long to;
       final int rows;
 
+      /** [B, Hkv, G·n, D], the heads of a group below each other. */
+      final INDArray queries;
+
+      /** [B, Hkv, m, D] */
+      final INDArray keys;
+
+      /** [B, Hkv, m, Dv] */
+      final INDArray values;
+
+      final VisiblePairs visible;
+
+      /** Σ alpha between key and query, [B, H, n, m], or null. */
+      private final INDArray decay;
+
       /** The position of query {@code from}: keys from there on are the tile's own. */
       private final long position;
 
@@ -209,84 +229,92 @@ final class ComposedArrays {
 
       Tile(long from) {
         this.from = from;
-        this.to = Math.min(queries, from + TILE);
+        this.to = Math.min(Attention.this.queries, from + TILE);
         this.rows = Math.toIntExact(to - from);
-        this.position = keys - queries + from;
+        this.position = Attention.this.keys - Attention.this.queries + from;
         this.first = Math.max(0, position - window + 1);
         this.end = position + rows;
+        this.queries = grouped(q);
+        this.keys = ofKeys(k).dup('c');
+        this.values = ofKeys(v).dup('c');
+        this.decay = alpha == null ? null : decay();
+        this.visible = new VisiblePairs(unseen(), batch, kvHeads, group);
       }
 
+      /** The part of an array [B, H, N, ..]. */
       INDArray ofQueries(INDArray array) {
-        return array.get(all(), interval(from, to), all(), all());
+        return part(array, from, to);
       }
 
+      /** The part of an array [B, Hkv, M, ..]. */
       INDArray ofKeys(INDArray array) {
-        return array.get(all(), interval(first, end), all(), all());
+        return part(array, first, end);
       }
 
-      private INDArray headFirst(INDArray array) {
-        return array.castTo(type).permute(0, 2, 1, 3).dup('c');
+      private INDArray part(INDArray array, long a, long b) {
+        return array.rank() == 3
+            ? array.get(all(), all(), interval(a, b))
+            : array.get(all(), all(), interval(a, b), all());
       }
 
-      /** [B, H, n, x] as [B, Hkv, G·n, x]: the heads of a group below each other. */
+      /** [B, H, N, x] as [B, Hkv, G·n, x]: the heads of a group below each other. */
       INDArray grouped(INDArray array) {
-        return array.reshape(batch, kvHeads, group * rows, array.size(3));
+        return ofQueries(array).dup('c').reshape(batch, kvHeads, group * rows, array.size(3));
       }
 
       INDArray ungrouped(INDArray array) {
         return array.dup('c').reshape(batch, heads, rows, array.size(3));
       }
 
-      INDArray queries() {
-        return grouped(headFirst(ofQueries(q)));
+      long[] lseShape() {
+        return new long[] {batch, heads, rows};
       }
 
-      INDArray keys() {
-        return headFirst(ofKeys(k));
-      }
-
-      INDArray values() {
-        return headFirst(ofKeys(v));
-      }
-
-      /** scale · q·k − decay [B, H, n, m], below {@link #DEAD} where invisible. */
+      /** scale · q·k − decay [B, Hkv, G·n, m], below {@link VisiblePairs#DEAD} where invisible. */
       INDArray scores() {
-        INDArray scores = ungrouped(Nd4j.matmul(queries(), keys(), false, true, false));
-        scores.muli(scale).subi(hidden());
-        if (mask != null) {
-          INDArray real = mask.get(all(), interval(first, end)).castTo(type).neq(0).castTo(type);
-          scores.addi(real.subi(1).muli(HIDDEN).reshape(batch, 1, 1, end - first));
+        INDArray scores = Nd4j.matmul(queries, keys, false, true, false).dup('c').muli(scale);
+        if (decay != null) {
+          scores.subi(decay.castTo(type).reshape(scores.shape()));
         }
-        if (alpha != null) {
-          scores.subi(decay().castTo(type));
-        }
-        return scores;
+        return visible.hide(scores);
       }
 
-      /** {@link #HIDDEN} where the key is after the query or beyond its window, [1, 1, n, m]. */
-      private INDArray hidden() {
+      /**
+       * Not 0 where the key is after the query, beyond its window, masked or before a hard reset:
+       * [B or 1, Hkv or 1, G or 1, n, m].
+       */
+      private INDArray unseen() {
         INDArray row = Nd4j.arange(rows).castTo(DataType.DOUBLE).addi(position).reshape(rows, 1);
         INDArray column = Nd4j.arange((double) (end - first)).castTo(DataType.DOUBLE).addi(first);
         INDArray distance = row.sub(column.reshape(1, end - first));
         INDArray outside =
-            distance.lt(0).castTo(type).addi(distance.gte(window).castTo(type)).muli(HIDDEN);
-        return outside.reshape(1, 1, rows, end - first);
+            distance
+                .lt(0)
+                .castTo(type)
+                .addi(distance.gte(window).castTo(type))
+                .reshape(1, 1, 1, rows, end - first);
+        INDArray unseen =
+            masked == null
+                ? outside
+                : outside.add(ofKeys(masked).dup('c').reshape(batch, 1, 1, 1, end - first));
+        if (decay == null || decay.maxNumber().doubleValue() < VisiblePairs.HIDDEN) {
+          return unseen;
+        }
+        INDArray reset = decay.gte(VisiblePairs.HIDDEN).castTo(type);
+        return unseen.add(reset.reshape(batch, kvHeads, group, rows, end - first));
       }
 
-      /** alpha of the keys [a, b), [B, H, b − a]. */
+      /** alpha of the keys [a, b), [B, H, b − a, 1]. */
       private INDArray alpha(long a, long b) {
-        INDArray decay = alpha.get(all(), interval(a, b), all()).castTo(DataType.DOUBLE);
-        return Transforms.min(decay.permute(0, 2, 1).dup('c'), HIDDEN, false);
+        return part(alpha, a, b).dup('c');
       }
 
-      /** [τ &gt; j] of the tile's own keys, [1, 1, n, n]. */
-      private INDArray after() {
+      /** x [B, H, n, y] with 0 where τ ≤ j: of the tile's own keys, τ down, j across. */
+      private INDArray after(INDArray x) {
         INDArray index = Nd4j.arange(rows).castTo(DataType.DOUBLE);
-        return index
-            .reshape(rows, 1)
-            .gt(index.reshape(1, rows))
-            .castTo(DataType.DOUBLE)
-            .reshape(1, 1, rows, rows);
+        INDArray notAfter =
+            index.reshape(rows, 1).gt(index.reshape(1, rows)).castTo(DataType.DOUBLE).rsub(1);
+        return new VisiblePairs(notAfter.reshape(1, 1, 1, rows, rows), batch, heads, 1).only(x);
       }
 
       /**
@@ -294,8 +322,9 @@ final class ComposedArrays {
        * differences of longer ones.
        */
       private INDArray decay() {
-        INDArray own = alpha(position, end).reshape(batch, heads, rows, 1);
-        INDArray among = cumsum(own.mul(after()), false, false, 2);
+        INDArray own = alpha(position, end);
+        INDArray among =
+            cumsum(after(own.mul(Nd4j.ones(DataType.DOUBLE, 1, 1, rows, rows))), false, false, 2);
         if (first == position) {
           return among;
         }
@@ -306,20 +335,24 @@ final class ComposedArrays {
         return Nd4j.concat(3, across, among);
       }
 
-      /** Adds − Σ_{j &lt; τ ≤ p} dS_pj of this tile's p to dalpha. */
+      /** Adds − Σ_{j &lt; τ ≤ p} dS_pj of this tile's p, dS [B, H, n, m], to dalpha. */
       void addDecayGradient(INDArray dS, INDArray dalpha) {
         long before = position - first;
-        INDArray among = dS.get(all(), all(), all(), interval(before, end - first));
-        INDArray own = cumsum(among, false, true, 2).mul(after()).sum(3);
+        INDArray among = dS.get(all(), all(), all(), interval(before, end - first)).dup('c');
+        INDArray own = after(cumsum(among, false, true, 2)).sum(true, 3);
         if (before > 0) {
-          INDArray across = dS.get(all(), all(), all(), interval(0, before));
-          own.addi(cumsum(across.sum(3), false, true, 2));
+          INDArray across = dS.get(all(), all(), all(), interval(0, before)).dup('c');
+          own.addi(cumsum(across.sum(true, 3), false, true, 2));
           INDArray earlier = cumsum(across.sum(2), true, false, 2);
-          dalpha.get(all(), interval(first, position), all()).subi(earlier.permute(0, 2, 1));
+          part(dalpha, first, position).subi(earlier.reshape(batch, heads, before, 1));
         }
-        dalpha.get(all(), interval(position, end), all()).subi(own.permute(0, 2, 1));
+        part(dalpha, position, end).subi(own);
       }
     }
+  }
+
+  private static DataType type(INDArray q) {
+    return NativeOp.accumulatorType(q.dataType());
   }
 
   private static INDArray cumsum(INDArray x, boolean exclusive, boolean reverse, int axis) {

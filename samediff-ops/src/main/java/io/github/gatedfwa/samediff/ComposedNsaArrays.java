@@ -120,17 +120,22 @@ final class ComposedNsaArrays {
     int blocks = Math.toIntExact((length + selectionBlock - 1) / selectionBlock);
     boolean[][] real = real(mask, x.batch, x.keys);
     Visibility visible = completeBlocks(q, kCmp, mask, blockLength, stride, keyLength);
-    INDArray ownLse = contiguous(lse);
+    INDArray ownLse = VisiblePairs.finiteLse(lse.dup('c'));
     int[] chosen = new int[Math.toIntExact(x.batch * x.queries * x.kvHeads * topN)];
     for (long from = 0; from < x.queries; from += TILE) {
       int rows = Math.toIntExact(Math.min(TILE, x.queries - from));
       double[] weights = new double[0];
       if (x.keys > 0) {
-        INDArray ofRows = x.rowsOf(ownLse, from, rows);
-        INDArray weight =
-            x.scores(visible, from, rows).subi(Transforms.max(ofRows, ComposedArrays.DEAD, false));
+        INDArray scores = visible.pairs(from, rows).hide(x.products(from, rows));
+        INDArray weight = Transforms.exp(scores.subi(x.rowsOf(ownLse, from, rows)), false);
         weights =
-            Transforms.exp(weight, false).sum(2).castTo(DataType.DOUBLE).dup('c').data().asDouble();
+            weight
+                .reshape(x.batch, x.kvHeads, x.group, rows, x.keys)
+                .sum(2)
+                .castTo(DataType.DOUBLE)
+                .dup('c')
+                .data()
+                .asDouble();
       }
       for (int b = 0; b < x.batch; b++) {
         for (int head = 0; head < x.kvHeads; head++) {
@@ -200,27 +205,32 @@ final class ComposedNsaArrays {
     }
   }
 
-  /** {@link ComposedArrays#HIDDEN} where a query does not see a key, else 0. */
+  /** Which queries see which keys. */
   private interface Visibility {
 
-    /** Of queries [from, from + rows): [B or 1, Hkv or 1, 1, rows, keys]. */
-    INDArray hidden(long from, int rows);
+    /** Of queries [from, from + rows). */
+    VisiblePairs pairs(long from, int rows);
   }
 
   private static Visibility completeBlocks(
       INDArray q, INDArray kCmp, INDArray mask, long blockLength, long stride, long keyLength) {
     DataType type = NativeOp.accumulatorType(q.dataType());
+    long kvHeads = kCmp.size(2);
     long past = NsaArguments.keyLength(q, keyLength) - q.size(1);
     int keys = Math.toIntExact(kCmp.size(1));
     boolean[][] real = real(mask, q.size(0), keys);
     return (from, rows) -> {
-      double[] hidden = new double[real.length * rows * keys];
-      for (int i = 0; i < hidden.length; i++) {
+      double[] unseen = new double[real.length * rows * keys];
+      for (int i = 0; i < unseen.length; i++) {
         int c = i % keys;
         boolean seen = c * stride + blockLength - 1 <= past + from + i / keys % rows;
-        hidden[i] = seen && real[i / keys / rows][c] ? 0 : ComposedArrays.HIDDEN;
+        unseen[i] = seen && real[i / keys / rows][c] ? 0 : 1;
       }
-      return Nd4j.createFromArray(hidden).reshape(real.length, 1, 1, rows, keys).castTo(type);
+      return new VisiblePairs(
+          Nd4j.createFromArray(unseen).reshape(real.length, 1, 1, rows, keys).castTo(type),
+          real.length,
+          kvHeads,
+          q.size(2) / kvHeads);
     };
   }
 
@@ -232,12 +242,12 @@ final class ComposedNsaArrays {
     int past = keys - Math.toIntExact(q.size(1));
     int topN = Math.toIntExact(indices.size(3));
     boolean[][] real = real(mask, q.size(0), keys);
-    INDArray ownIndices = contiguous(indices);
+    INDArray ownIndices = indices.isEmpty() ? indices : indices.dup('c');
     return (from, rows) -> {
       int[] chosen =
           ownIndices.get(all(), interval(from, from + rows), all(), all()).dup('c').data().asInt();
-      double[] hidden = new double[real.length * kvHeads * rows * keys];
-      Arrays.fill(hidden, ComposedArrays.HIDDEN);
+      double[] unseen = new double[real.length * kvHeads * rows * keys];
+      Arrays.fill(unseen, 1);
       for (int i = 0; i < chosen.length; i++) {
         int head = i / topN % kvHeads;
         int row = i / topN / kvHeads % rows;
@@ -245,11 +255,15 @@ final class ComposedNsaArrays {
         long end = Math.min((chosen[i] + 1) * selectionBlock, past + from + row + 1);
         for (long j = chosen[i] * selectionBlock; chosen[i] >= 0 && j < end; j++) {
           if (real[b][(int) j]) {
-            hidden[((b * kvHeads + head) * rows + row) * keys + (int) j] = 0;
+            unseen[((b * kvHeads + head) * rows + row) * keys + (int) j] = 0;
           }
         }
       }
-      return Nd4j.createFromArray(hidden).reshape(real.length, kvHeads, 1, rows, keys).castTo(type);
+      return new VisiblePairs(
+          Nd4j.createFromArray(unseen).reshape(real.length, kvHeads, 1, rows, keys).castTo(type),
+          real.length,
+          kvHeads,
+          q.size(2) / kvHeads);
     };
   }
 
@@ -264,12 +278,7 @@ final class ComposedNsaArrays {
     return real;
   }
 
-  /** For {@code INDArray.get}, which makes a scalar of an interval of one in some views. */
-  private static INDArray contiguous(INDArray x) {
-    return x.isEmpty() ? x : x.dup('c');
-  }
-
-  /** One call's arrays; a tile's are [B, Hkv, G, n, ..], the heads of a group beside each other. */
+  /** One call's arrays; a tile's are [B, Hkv, G·n, ..], the heads of a group below each other. */
   private static final class Attention {
 
     final DataType type;
@@ -283,8 +292,8 @@ final class ComposedNsaArrays {
     final long valueSize;
     final double scale;
     private final INDArray q;
-    private final INDArray headFirstK;
-    private final INDArray headFirstV;
+    private final INDArray k;
+    private final INDArray v;
     private final DataType valueType;
 
     Attention(INDArray q, INDArray k, INDArray v, double scale) {
@@ -299,97 +308,81 @@ final class ComposedNsaArrays {
       headSize = q.size(3);
       valueSize = v.size(3);
       this.scale = scale != 0 ? scale : 1 / Math.sqrt((double) headSize);
-      this.q = contiguous(q);
-      boolean empty = batch == 0 || keys == 0;
-      headFirstK = empty ? null : k.castTo(type).permute(0, 2, 1, 3).dup('c');
-      headFirstV = empty ? null : v.castTo(type).permute(0, 2, 1, 3).dup('c');
+      this.q = VisiblePairs.headFirst(q, type);
+      this.k = VisiblePairs.headFirst(k, type);
+      this.v = VisiblePairs.headFirst(v, type);
     }
 
-    /** Queries [from, from + rows) of an array like q, as [B, Hkv, G·rows, x]. */
+    private static INDArray rows(INDArray headFirst, long from, int rows) {
+      return headFirst.get(all(), all(), interval(from, from + rows), all());
+    }
+
+    /** Queries [from, from + rows) of an array [B, H, N, x], as [B, Hkv, G·rows, x]. */
     private INDArray grouped(INDArray array, long from, int rows) {
-      return array
-          .get(all(), interval(from, from + rows), all(), all())
-          .castTo(type)
-          .permute(0, 2, 1, 3)
-          .dup('c')
-          .reshape(batch, kvHeads, group * rows, array.size(3));
-    }
-
-    /** The same queries of lse, as [B, Hkv, G, rows, 1]. */
-    INDArray rowsOf(INDArray lse, long from, int rows) {
-      return lse.get(all(), all(), interval(from, from + rows))
-          .dup('c')
-          .reshape(batch, kvHeads, group, rows, 1);
+      return rows(array, from, rows).dup('c').reshape(batch, kvHeads, group * rows, array.size(3));
     }
 
     private void put(INDArray grouped, INDArray to, long from, int rows) {
-      to.get(all(), interval(from, from + rows), all(), all())
-          .assign(grouped.dup('c').reshape(batch, heads, rows, to.size(3)).permute(0, 2, 1, 3));
+      rows(to, from, rows).assign(grouped.dup('c').reshape(batch, heads, rows, to.size(3)));
     }
 
-    /** scale · q·k [B, Hkv, G, rows, keys], below {@link ComposedArrays#DEAD} where invisible. */
-    INDArray scores(Visibility visibility, long from, int rows) {
-      INDArray products = Nd4j.matmul(grouped(q, from, rows), headFirstK, false, true, false);
-      return products
-          .dup('c')
-          .reshape(batch, kvHeads, group, rows, keys)
-          .muli(scale)
-          .subi(visibility.hidden(from, rows));
+    /** The same queries of lse, as [B, Hkv, G·rows, 1]. */
+    INDArray rowsOf(INDArray lse, long from, int rows) {
+      return grouped(lse.reshape(batch, heads, queries, 1), from, rows);
     }
 
-    private INDArray flat(INDArray scores) {
-      return scores.reshape(batch, kvHeads, scores.size(2) * scores.size(3), keys);
+    /** scale · q·k [B, Hkv, G·rows, keys]. */
+    INDArray products(long from, int rows) {
+      return Nd4j.matmul(grouped(q, from, rows), k, false, true, false).dup('c').muli(scale);
     }
 
     INDArray[] forward(Visibility visibility) {
-      INDArray o = Nd4j.create(type, batch, queries, heads, valueSize);
+      INDArray o = Nd4j.create(type, batch, heads, queries, valueSize);
       INDArray lse = Nd4j.create(type, batch, heads, queries);
       if (!lse.isEmpty()) {
         lse.assign(Double.NEGATIVE_INFINITY);
       }
       for (long from = 0; from < queries && batch > 0 && keys > 0; from += TILE) {
         int rows = Math.toIntExact(Math.min(TILE, queries - from));
-        INDArray scores = scores(visibility, from, rows);
-        INDArray max = Transforms.max(scores.max(true, 4), ComposedArrays.DEAD, false);
+        VisiblePairs visible = visibility.pairs(from, rows);
+        INDArray scores = visible.hide(products(from, rows));
+        INDArray max = Transforms.max(scores.max(true, 3), VisiblePairs.DEAD, false);
         INDArray weights = Transforms.exp(scores.subi(max), false);
-        INDArray sum = weights.sum(true, 4);
+        INDArray sum = weights.sum(true, 3);
         // A row that sees anything has a sum of at least 1.
-        INDArray divisor = Transforms.max(sum, 0.5, true).reshape(batch, kvHeads, group * rows, 1);
-        put(Nd4j.matmul(flat(weights), headFirstV).divi(divisor), o, from, rows);
+        put(visible.product(weights, v).divi(Transforms.max(sum, 0.5, true)), o, from, rows);
         lse.get(all(), all(), interval(from, from + rows))
             .assign(Transforms.log(sum, false).addi(max).reshape(batch, heads, rows));
       }
-      return new INDArray[] {o.castTo(valueType), lse};
+      return new INDArray[] {VisiblePairs.tokenFirst(o, valueType), lse};
     }
 
     INDArray[] backward(Visibility visibility, INDArray lse, INDArray dO) {
-      INDArray ownLse = contiguous(lse);
-      INDArray ownGradient = contiguous(dO);
-      INDArray dq = Nd4j.create(type, batch, queries, heads, headSize);
+      INDArray ownLse = lse.isEmpty() ? lse : VisiblePairs.finiteLse(lse.dup('c'));
+      INDArray ownGradient = VisiblePairs.headFirst(dO, type);
+      INDArray dq = Nd4j.create(type, batch, heads, queries, headSize);
       INDArray dk = Nd4j.create(type, batch, kvHeads, keys, headSize);
       INDArray dv = Nd4j.create(type, batch, kvHeads, keys, valueSize);
       for (long from = 0; from < queries && batch > 0 && keys > 0; from += TILE) {
         int rows = Math.toIntExact(Math.min(TILE, queries - from));
-        INDArray ofRows = Transforms.max(rowsOf(ownLse, from, rows), ComposedArrays.DEAD, false);
-        INDArray weights = flat(Transforms.exp(scores(visibility, from, rows).subi(ofRows), false));
+        VisiblePairs visible = visibility.pairs(from, rows);
+        INDArray scores = visible.hide(products(from, rows));
+        INDArray weights =
+            visible.clear(Transforms.exp(scores.subi(rowsOf(ownLse, from, rows)), false));
         INDArray gradient = grouped(ownGradient, from, rows);
-        INDArray dS = Nd4j.matmul(gradient, headFirstV, false, true, false).dup('c');
+        INDArray dS = visible.clear(Nd4j.matmul(gradient, v, false, true, false).dup('c'));
         // dO · o, but summed so that a row's dS adds up to 0 as exactly as it can.
         INDArray delta = dS.mul(weights).sum(true, 3);
-        dS.subi(delta).muli(weights);
-        put(Nd4j.matmul(dS, headFirstK).muli(scale), dq, from, rows);
-        dk.addi(Nd4j.matmul(dS, grouped(q, from, rows), true, false, false).muli(scale));
-        dv.addi(Nd4j.matmul(weights, gradient, true, false, false));
+        dS = visible.clear(dS.subi(delta).muli(weights));
+        put(visible.product(dS, k).muli(scale), dq, from, rows);
+        dk.addi(visible.transposedProduct(dS, grouped(q, from, rows)).muli(scale));
+        dv.addi(visible.transposedProduct(weights, gradient));
       }
       return new INDArray[] {
-        dq.castTo(valueType), tokenFirst(dk).castTo(valueType), tokenFirst(dv).castTo(valueType)
+        VisiblePairs.tokenFirst(dq, valueType),
+        VisiblePairs.tokenFirst(dk, valueType),
+        VisiblePairs.tokenFirst(dv, valueType)
       };
-    }
-
-    private static INDArray tokenFirst(INDArray x) {
-      return x.isEmpty()
-          ? Nd4j.create(x.dataType(), x.size(0), x.size(2), x.size(1), x.size(3))
-          : x.permute(0, 2, 1, 3).dup('c');
     }
   }
 }

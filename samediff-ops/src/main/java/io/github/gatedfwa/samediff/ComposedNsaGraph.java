@@ -7,7 +7,7 @@ import org.nd4j.linalg.api.buffer.DataType;
 /**
  * The functions of the native NSA ops as graphs of ND4J's own ops, whose gradients are ND4J's.
  * Dense: memory grows with N · C and N · M. Half types are computed in float32; as in {@link
- * ComposedArrays}, invisible keys get large negative scores.
+ * ComposedGraph}, invisible keys get large negative scores and a NaN reaches the rows that see it.
  */
 final class ComposedNsaGraph {
 
@@ -15,9 +15,11 @@ final class ComposedNsaGraph {
   private static final double ALWAYS = 1e30;
 
   private final SameDiff sd;
+  private final VisiblePairsGraph pairs;
 
   ComposedNsaGraph(SameDiff sd) {
     this.sd = sd;
+    pairs = new VisiblePairsGraph(sd);
   }
 
   SDVariable[] compressedAttention(
@@ -29,10 +31,12 @@ final class ComposedNsaGraph {
       long stride,
       long keyLength,
       double scale) {
+    Arguments.present(NsaArguments.COMPRESSED, "q", q);
+    Arguments.present(NsaArguments.COMPRESSED, "kCmp", kCmp);
+    Arguments.present(NsaArguments.COMPRESSED, "vCmp", vCmp);
     Sizes sizes = new Sizes(q, kCmp);
-    SDVariable hidden =
-        seenBlocks(sizes, mask, blockLength, stride, keyLength).rsub(1).mul(ComposedArrays.HIDDEN);
-    return attention(sizes, q, vCmp, scores(sizes, q, kCmp, hidden, scale));
+    SDVariable seen = seenBlocks(sizes, mask, blockLength, stride, keyLength);
+    return attention(sizes, q, vCmp, seen, scores(sizes, q, kCmp, mask, seen, scale));
   }
 
   SDVariable[] selectedAttention(
@@ -43,6 +47,10 @@ final class ComposedNsaGraph {
       SDVariable mask,
       long selectionBlock,
       double scale) {
+    Arguments.present(NsaArguments.SELECTED, "q", q);
+    Arguments.present(NsaArguments.SELECTED, "k", k);
+    Arguments.present(NsaArguments.SELECTED, "v", v);
+    Arguments.present(NsaArguments.SELECTED, "indices", indices);
     Sizes sizes = new Sizes(q, k);
     SDVariable token = row(sizes.keys); // [1, M]
     SDVariable block = sd.math().floorDiv(token, sd.constant(selectionBlock));
@@ -62,8 +70,7 @@ final class ComposedNsaGraph {
     if (mask != null) {
       seen = seen.mul(real(sizes, mask));
     }
-    SDVariable hidden = seen.rsub(1).mul(ComposedArrays.HIDDEN);
-    return attention(sizes, q, v, scores(sizes, q, k, hidden, scale));
+    return attention(sizes, q, v, seen, scores(sizes, q, k, mask, seen, scale));
   }
 
   SDVariable select(
@@ -77,12 +84,16 @@ final class ComposedNsaGraph {
       long topN,
       long keyLength,
       double scale) {
+    Arguments.present(NsaArguments.SELECT, "q", q);
+    Arguments.present(NsaArguments.SELECT, "kCmp", kCmp);
+    Arguments.present(NsaArguments.SELECT, "lse", lse);
     Sizes sizes = new Sizes(q, kCmp);
     SDVariable one = sd.constant(1L);
     SDVariable seen = seenBlocks(sizes, mask, blockLength, stride, keyLength);
-    SDVariable scores = scores(sizes, q, kCmp, seen.rsub(1).mul(ComposedArrays.HIDDEN), scale);
+    SDVariable scores = scores(sizes, q, kCmp, mask, seen, scale);
+    SDVariable finiteLse = sd.max(lse, sd.constant(VisiblePairs.DEAD).castTo(sizes.type));
     SDVariable rows =
-        sd.max(lse, sd.constant(ComposedArrays.DEAD).castTo(sizes.type))
+        sd.where(lse, finiteLse, sd.math().isNaN(lse))
             .reshape(sd.stack(0, sizes.batch, sizes.kvHeads, sd.constant(-1L), sizes.queries, one));
     SDVariable weights = sd.math().exp(scores.sub(rows)).sum(2).castTo(DataType.DOUBLE);
     weights = sd.where(sd.zerosLike(weights), weights, sd.math().isNaN(weights));
@@ -197,33 +208,40 @@ final class ComposedNsaGraph {
 
   /** [B, Hkv, G, N, keys] */
   private SDVariable scores(
-      Sizes sizes, SDVariable q, SDVariable k, SDVariable hidden, double scale) {
+      Sizes sizes, SDVariable q, SDVariable k, SDVariable mask, SDVariable seen, double scale) {
     SDVariable rest = sd.constant(-1L);
+    SDVariable ownK = k.castTo(sizes.type);
+    if (mask != null) {
+      SDVariable one = sd.constant(1L);
+      SDVariable ofTokens = sd.stack(0, sizes.batch, sizes.keys, one, one);
+      ownK = pairs.only(real(sizes, mask).reshape(ofTokens), ownK);
+    }
     SDVariable grouped =
         headFirst(q, sizes.type)
             .reshape(sd.stack(0, sizes.batch, sizes.kvHeads, rest, sizes.headSize));
     SDVariable products =
-        sd.mmul(grouped, headFirst(k, sizes.type), false, true, false)
+        sd.mmul(grouped, headFirst(ownK, sizes.type), false, true, false)
             .reshape(sd.stack(0, sizes.batch, sizes.kvHeads, rest, sizes.queries, sizes.keys));
     SDVariable scaled =
         scale != 0
             ? products.mul(scale)
             : products.div(sd.math().sqrt(sizes.headSize.castTo(sizes.type)));
-    return scaled.sub(hidden);
+    return pairs.hide(seen, scaled);
   }
 
-  private SDVariable[] attention(Sizes sizes, SDVariable q, SDVariable v, SDVariable scores) {
+  private SDVariable[] attention(
+      Sizes sizes, SDVariable q, SDVariable v, SDVariable seen, SDVariable scores) {
     SDVariable rest = sd.constant(-1L);
-    SDVariable dead = sd.constant(ComposedArrays.DEAD).castTo(sizes.type);
+    SDVariable dead = sd.constant(VisiblePairs.DEAD).castTo(sizes.type);
     SDVariable max = sd.max(sd.max(scores, true, 4), dead);
     SDVariable weights = sd.math().exp(scores.sub(max));
     SDVariable sum = weights.sum(true, 4);
     // A row that sees anything has a sum of at least 1.
     SDVariable probabilities = weights.div(sd.max(sum, sd.constant(0.5).castTo(sizes.type)));
+    SDVariable flat = sd.stack(0, sizes.batch, sizes.kvHeads, rest, sizes.keys);
+    SDVariable ofHeads = seen.add(sd.zerosLike(scores));
     SDVariable o =
-        sd.mmul(
-            probabilities.reshape(sd.stack(0, sizes.batch, sizes.kvHeads, rest, sizes.keys)),
-            headFirst(v, sizes.type));
+        pairs.product(ofHeads.reshape(flat), probabilities.reshape(flat), headFirst(v, sizes.type));
     SDVariable perHead = o.reshape(sd.stack(0, sizes.batch, sizes.heads, sizes.queries, rest));
     SDVariable lse =
         sd.math().log(sum).add(max).reshape(sd.stack(0, sizes.batch, sizes.heads, sizes.queries));

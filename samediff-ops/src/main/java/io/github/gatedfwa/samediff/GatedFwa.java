@@ -109,7 +109,15 @@ public final class GatedFwa extends AttentionOp {
       SDVariable mask,
       long window,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, k, v, alpha, mask});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present("gated_fwa", "q", q),
+          Arguments.present("gated_fwa", "k", k),
+          Arguments.present("gated_fwa", "v", v),
+          alpha,
+          mask
+        });
     Arguments.window("gated_fwa", window);
     Arguments.scale("gated_fwa", scale);
     addArguments(window, scale, alpha != null, mask != null);

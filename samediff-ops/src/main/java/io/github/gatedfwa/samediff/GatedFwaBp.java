@@ -83,7 +83,18 @@ public final class GatedFwaBp extends AttentionOp {
       SDVariable dO,
       long window,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, k, v, alpha, mask, o, lse, dO});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present("gated_fwa_bp", "q", q),
+          Arguments.present("gated_fwa_bp", "k", k),
+          Arguments.present("gated_fwa_bp", "v", v),
+          alpha,
+          mask,
+          Arguments.present("gated_fwa_bp", "o", o),
+          Arguments.present("gated_fwa_bp", "lse", lse),
+          Arguments.present("gated_fwa_bp", "dO", dO)
+        });
     Arguments.window("gated_fwa_bp", window);
     Arguments.scale("gated_fwa_bp", scale);
     addArguments(window, scale, alpha != null, mask != null);

@@ -40,7 +40,12 @@ public final class GatedFwaGate extends NativeOp {
 
   /** The op in a graph. */
   public GatedFwaGate(SameDiff sameDiff, SDVariable h, SDVariable beta, double eps) {
-    super(sameDiff, new SDVariable[] {h, beta});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present("gated_fwa_gate", "h", h),
+          Arguments.present("gated_fwa_gate", "beta", beta)
+        });
     Arguments.eps("gated_fwa_gate", eps);
     addTArgument(eps);
   }

@@ -36,7 +36,13 @@ public final class GatedFwaGateBp extends NativeOp {
   /** The op in a graph; {@link #outputVariables()} are dh and dbeta. */
   public GatedFwaGateBp(
       SameDiff sameDiff, SDVariable h, SDVariable beta, SDVariable dalpha, double eps) {
-    super(sameDiff, new SDVariable[] {h, beta, dalpha});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present("gated_fwa_gate_bp", "h", h),
+          Arguments.present("gated_fwa_gate_bp", "beta", beta),
+          Arguments.present("gated_fwa_gate_bp", "dalpha", dalpha)
+        });
     Arguments.eps("gated_fwa_gate_bp", eps);
     addTArgument(eps);
   }

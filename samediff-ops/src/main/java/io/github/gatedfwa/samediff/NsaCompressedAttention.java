@@ -114,7 +114,14 @@ public final class NsaCompressedAttention extends NsaOp {
       long stride,
       long keyLength,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, kCmp, vCmp, mask});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present(NsaArguments.COMPRESSED, "q", q),
+          Arguments.present(NsaArguments.COMPRESSED, "kCmp", kCmp),
+          Arguments.present(NsaArguments.COMPRESSED, "vCmp", vCmp),
+          mask
+        });
     NsaArguments.compression(NsaArguments.COMPRESSED, blockLength, stride);
     NsaArguments.keyLength(NsaArguments.COMPRESSED, keyLength);
     Arguments.scale(NsaArguments.COMPRESSED, scale);

@@ -85,7 +85,17 @@ public final class NsaCompressedAttentionBp extends NsaOp {
       long stride,
       long keyLength,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, kCmp, vCmp, mask, o, lse, dO});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present(NAME, "q", q),
+          Arguments.present(NAME, "kCmp", kCmp),
+          Arguments.present(NAME, "vCmp", vCmp),
+          mask,
+          Arguments.present(NAME, "o", o),
+          Arguments.present(NAME, "lse", lse),
+          Arguments.present(NAME, "dO", dO)
+        });
     NsaArguments.compression(NAME, blockLength, stride);
     NsaArguments.keyLength(NAME, keyLength);
     Arguments.scale(NAME, scale);

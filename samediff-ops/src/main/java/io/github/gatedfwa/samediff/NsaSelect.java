@@ -116,7 +116,14 @@ public final class NsaSelect extends NsaOp {
       long topN,
       long keyLength,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, kCmp, lse, mask});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present(NsaArguments.SELECT, "q", q),
+          Arguments.present(NsaArguments.SELECT, "kCmp", kCmp),
+          Arguments.present(NsaArguments.SELECT, "lse", lse),
+          mask
+        });
     NsaArguments.compression(NsaArguments.SELECT, blockLength, stride);
     NsaArguments.selection(NsaArguments.SELECT, blockLength, selectionBlock, topN);
     NsaArguments.keyLength(NsaArguments.SELECT, keyLength);

@@ -110,7 +110,15 @@ public final class NsaSelectedAttention extends NsaOp {
       SDVariable mask,
       long selectionBlock,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, k, v, indices, mask});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present(NsaArguments.SELECTED, "q", q),
+          Arguments.present(NsaArguments.SELECTED, "k", k),
+          Arguments.present(NsaArguments.SELECTED, "v", v),
+          Arguments.present(NsaArguments.SELECTED, "indices", indices),
+          mask
+        });
     NsaArguments.selectionBlock(NsaArguments.SELECTED, selectionBlock);
     Arguments.scale(NsaArguments.SELECTED, scale);
     addArguments(scale, mask != null, selectionBlock);

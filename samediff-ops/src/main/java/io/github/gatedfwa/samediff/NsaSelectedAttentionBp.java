@@ -82,7 +82,18 @@ public final class NsaSelectedAttentionBp extends NsaOp {
       SDVariable dO,
       long selectionBlock,
       double scale) {
-    super(sameDiff, new SDVariable[] {q, k, v, indices, mask, o, lse, dO});
+    super(
+        sameDiff,
+        new SDVariable[] {
+          Arguments.present(NAME, "q", q),
+          Arguments.present(NAME, "k", k),
+          Arguments.present(NAME, "v", v),
+          Arguments.present(NAME, "indices", indices),
+          mask,
+          Arguments.present(NAME, "o", o),
+          Arguments.present(NAME, "lse", lse),
+          Arguments.present(NAME, "dO", dO)
+        });
     NsaArguments.selectionBlock(NAME, selectionBlock);
     Arguments.scale(NAME, scale);
     addArguments(scale, mask != null, selectionBlock);

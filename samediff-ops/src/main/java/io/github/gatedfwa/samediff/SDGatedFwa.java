@@ -27,7 +27,7 @@ public class SDGatedFwa extends SDOps {
    * @param window how many keys a query sees, its own included; at least 1
    * @param scale factor of the products q·k; 0 for 1/√D
    * @return o [B, N, H, Dv] and lse [B, H, N]; the native op takes gradients through o only
-   * @throws IllegalArgumentException if window or scale is not as described
+   * @throws IllegalArgumentException if window or scale is not as described, or q, k or v is null
    */
   public SDVariable[] gatedFwa(
       SDVariable q,
@@ -74,7 +74,7 @@ public class SDGatedFwa extends SDOps {
    * @param beta amplitudes &gt; 0, [B, M, H]
    * @param eps {@link GatedFwaOps#DEFAULT_EPS} is the authors'
    * @return alpha [B, M, H]
-   * @throws IllegalArgumentException if eps is not as described
+   * @throws IllegalArgumentException if eps is not as described, or h or beta is null
    */
   public SDVariable gate(SDVariable h, SDVariable beta, double eps) {
     return gate(null, h, beta, eps);

@@ -1,5 +1,6 @@
 package io.github.gatedfwa.samediff;
 
+import java.util.Arrays;
 import org.nd4j.autodiff.samediff.SDVariable;
 import org.nd4j.autodiff.samediff.SameDiff;
 import org.nd4j.autodiff.samediff.ops.SDOps;
@@ -13,6 +14,8 @@ import org.nd4j.linalg.api.buffer.DataType;
  * checked when the graph runs.
  */
 public class SDNsa extends SDOps {
+
+  private static final String OP = "nsa";
 
   /** Builds into the given graph. */
   public SDNsa(SameDiff sameDiff) {
@@ -41,7 +44,8 @@ public class SDNsa extends SDOps {
    * @param mask [B, M], nonzero for a real token, or null
    * @param config l, d, l′, topN and w
    * @return o [B, N, H, Dv]
-   * @throws IllegalArgumentException if M is known and smaller than a known N
+   * @throws IllegalArgumentException if M is known and smaller than a known N, or a variable but
+   *     alpha and mask is null
    */
   public SDVariable attention(
       SDVariable q,
@@ -78,7 +82,23 @@ public class SDNsa extends SDOps {
       NsaConfig config) {
     long l = config.blockLength();
     long d = config.stride();
-    long length = k.getShape() == null ? 0 : Math.max(0, k.getShape()[1]);
+    Arguments.present(OP, "q", q);
+    Arguments.present(OP, "k", k);
+    Arguments.present(OP, "v", v);
+    Arguments.present(OP, "kCmp", kCmp);
+    Arguments.present(OP, "vCmp", vCmp);
+    Arguments.present(OP, "kWin", kWin);
+    Arguments.present(OP, "vWin", vWin);
+    Arguments.present(OP, "gates", gates);
+    long length = lengthIfKnown(k);
+    if (length > 0 && length < lengthIfKnown(q)) {
+      throw Arguments.wrong(
+          OP,
+          "k has shape "
+              + Arrays.toString(k.getShape())
+              + "; expected at least as many tokens as q has, "
+              + lengthIfKnown(q));
+    }
     SDVariable blockMask = mask == null ? null : blockMask(mask, l, d);
     SDVariable[] compressed = compressedAttention(q, kCmp, vCmp, blockMask, l, d, length, 0);
     SDVariable indices =
@@ -118,7 +138,8 @@ public class SDNsa extends SDOps {
    * @param keyLength M, the number of tokens that were compressed; 0 for N
    * @param scale factor of the products q·k; 0 for 1/√D
    * @return o [B, N, H, Dv] and lse [B, H, N]; the native op takes gradients through o only
-   * @throws IllegalArgumentException if a number is not as described
+   * @throws IllegalArgumentException if a number is not as described or a variable is null that
+   *     must not be
    */
   public SDVariable[] compressedAttention(
       SDVariable q,
@@ -174,7 +195,8 @@ public class SDNsa extends SDOps {
    * @param keyLength M, the number of tokens that were compressed; 0 for N
    * @param scale factor of the products q·k; 0 for 1/√D
    * @return indices [B, N, Hkv, topN], INT, ascending, then −1
-   * @throws IllegalArgumentException if a number is not as described
+   * @throws IllegalArgumentException if a number is not as described or a variable is null that
+   *     must not be
    */
   public SDVariable select(
       SDVariable q,
@@ -253,7 +275,8 @@ public class SDNsa extends SDOps {
    * @param selectionBlock l′, at least 1
    * @param scale factor of the products q·k; 0 for 1/√D
    * @return o [B, N, H, Dv] and lse [B, H, N]; the native op takes gradients through o only
-   * @throws IllegalArgumentException if a number is not as described
+   * @throws IllegalArgumentException if a number is not as described or a variable is null that
+   *     must not be
    */
   public SDVariable[] selectedAttention(
       SDVariable q,
@@ -298,10 +321,12 @@ public class SDNsa extends SDOps {
    * @param blockLength l, at least 1
    * @param stride d, a divisor of l
    * @return [B, C, Hkv, D] with C = ⌊(M − l)/d⌋ + 1, or 0 if M &lt; l
-   * @throws IllegalArgumentException if a number is not as described
+   * @throws IllegalArgumentException if a number is not as described or a variable is null that
+   *     must not be
    */
   public SDVariable compressMean(SDVariable x, long blockLength, long stride) {
     NsaArguments.compression(NsaCompression.MEAN, blockLength, stride);
+    Arguments.present(NsaCompression.MEAN, "x", x);
     return new NsaCompression.Graph(sd, x, blockLength, stride).mean(x);
   }
 
@@ -317,7 +342,8 @@ public class SDNsa extends SDOps {
    * @param blockLength l, at least 1
    * @param stride d, a divisor of l
    * @return [B, C, Hkv, Dout] with C = ⌊(M − l)/d⌋ + 1, or 0 if M &lt; l
-   * @throws IllegalArgumentException if a number is not as described
+   * @throws IllegalArgumentException if a number is not as described or a variable is null that
+   *     must not be
    */
   public SDVariable compressMlp(
       SDVariable x,
@@ -329,6 +355,12 @@ public class SDNsa extends SDOps {
       long blockLength,
       long stride) {
     NsaArguments.compression(NsaCompression.MLP, blockLength, stride);
+    Arguments.present(NsaCompression.MLP, "x", x);
+    Arguments.present(NsaCompression.MLP, "position", position);
+    Arguments.present(NsaCompression.MLP, "w1", w1);
+    Arguments.present(NsaCompression.MLP, "b1", b1);
+    Arguments.present(NsaCompression.MLP, "w2", w2);
+    Arguments.present(NsaCompression.MLP, "b2", b2);
     return new NsaCompression.Graph(sd, x, blockLength, stride)
         .mlp(x, new NsaCompression.Mlp<>(position, w1, b1, w2, b2));
   }
@@ -338,15 +370,23 @@ public class SDNsa extends SDOps {
    *
    * @param mask [B, M], nonzero for a real token
    * @return [B, C] of 1 and 0, of the mask's type
-   * @throws IllegalArgumentException if a number is not as described
+   * @throws IllegalArgumentException if a number is not as described or a variable is null that
+   *     must not be
    */
   public SDVariable blockMask(SDVariable mask, long blockLength, long stride) {
     NsaArguments.compression(NsaCompression.MASK, blockLength, stride);
+    Arguments.present(NsaCompression.MASK, "mask", mask);
     SDVariable padded = mask.castTo(DataType.FLOAT).neq(0).castTo(DataType.FLOAT).rsub(1);
     SDVariable x = sd.expandDims(sd.expandDims(padded, 2), 3);
     return sd.squeeze(sd.squeeze(compressMean(x, blockLength, stride), 3), 2)
         .eq(0)
         .castTo(mask.dataType());
+  }
+
+  /** The second dimension, or 0. */
+  private static long lengthIfKnown(SDVariable x) {
+    long[] shape = x.getShape();
+    return shape == null || shape.length < 2 ? 0 : Math.max(0, shape[1]);
   }
 
   private SDVariable named(SDVariable variable, String name) {

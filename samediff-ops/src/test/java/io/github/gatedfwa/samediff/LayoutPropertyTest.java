@@ -31,6 +31,17 @@ class LayoutPropertyTest {
   @Property(shrinking = ShrinkingMode.OFF)
   void nativeOps(
       @ForAll("problems") Problem problem, @ForAll("layouts") List<ViewsTest.Layout> layouts) {
+    check(Implementation.NATIVE, problem, layouts);
+  }
+
+  @Property(tries = 60, shrinking = ShrinkingMode.OFF)
+  void composedArrays(
+      @ForAll("problems") Problem problem, @ForAll("layouts") List<ViewsTest.Layout> layouts) {
+    check(Implementation.COMPOSED_ARRAYS, problem, layouts);
+  }
+
+  private static void check(
+      Implementation implementation, Problem problem, List<ViewsTest.Layout> layouts) {
     AttentionCase c = problem.attentionCase().castTo(problem.type());
     AttentionCase views =
         new AttentionCase(
@@ -42,8 +53,8 @@ class LayoutPropertyTest {
             layouts.get(5).apply(c.dO()),
             c.window(),
             c.scale());
-    assertThat(Bits.of(Implementation.NATIVE.attention(views)))
+    assertThat(Bits.of(implementation.attention(views)))
         .as("%s in %s", problem, layouts)
-        .isEqualTo(Bits.of(Implementation.NATIVE.attention(c)));
+        .isEqualTo(Bits.of(implementation.attention(c)));
   }
 }

@@ -18,6 +18,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.INDArrayIndex;
 
 /** The corners of the definition, for every implementation. */
 class NsaSemanticsTest {
@@ -174,6 +175,68 @@ class NsaSemanticsTest {
     INDArray padded = Nd4j.rand(DataType.DOUBLE, x.size(0), length, x.size(2), x.size(3));
     padded.get(all(), interval(first, first + x.size(1)), all(), all()).assign(x);
     return padded;
+  }
+
+  /** Of k and v at a masked token or block nothing is read, forward and backward. */
+  @ParameterizedTest
+  @EnumSource(NsaImplementation.class)
+  void maskedKeysAreNotRead(NsaImplementation implementation) {
+    INDArray mask = Nd4j.ones(DataType.DOUBLE, 2, 150);
+    mask.putScalar(0, 21, 0).putScalar(1, 130, 0);
+    NsaCase clean = someCase(10, 150, 150).withMask(mask);
+    List<INDArray> expected = run(implementation, clean);
+    NsaCase c = someCase(10, 150, 150).withMask(mask);
+    for (INDArray operand : List.of(c.k(), c.v())) {
+      operand.slice(0).slice(21).assign(Double.NaN);
+      operand.slice(1).slice(130).assign(Double.NaN);
+    }
+    for (INDArray operand : List.of(c.kCmp(), c.vCmp())) {
+      for (int b = 0; b < 2; b++) {
+        for (int block = 0; block < operand.size(1); block++) {
+          if (c.blockMask().getDouble(b, block) == 0) {
+            operand.slice(b).slice(block).assign(Double.NaN);
+          }
+        }
+      }
+    }
+    List<INDArray> results = run(implementation, c);
+    for (int i = 0; i < results.size(); i++) {
+      assertThat(Errors.relative(results.get(i), expected.get(i)))
+          .as("result %s", i)
+          .isLessThan(1e-14);
+    }
+  }
+
+  /** A NaN in token 133 of k or v, and in compressed block 32 of kCmp or vCmp: [128, 136). */
+  @ParameterizedTest
+  @EnumSource(NsaImplementation.class)
+  void nanStaysInTheRowsThatSeeIt(NsaImplementation implementation) {
+    List<INDArray> clean = run(implementation, someCase(11, 150, 150));
+    for (boolean inKeys : new boolean[] {true, false}) {
+      NsaCase c = someCase(11, 150, 150);
+      (inKeys ? c.kCmp() : c.vCmp()).putScalar(new long[] {1, 32, 0, 3}, Double.NaN);
+      (inKeys ? c.k() : c.v()).putScalar(new long[] {1, 133, 0, 3}, Double.NaN);
+      INDArray compressed = implementation.compressed(c).get(0);
+      INDArray selected = implementation.selected(c, clean.get(5)).get(0);
+      for (int t = 0; t < 150; t++) {
+        boolean[] seen = {t >= 135, false};
+        for (int i = 0; i < 4; i++) {
+          seen[1] |= t >= 133 && clean.get(5).getInt(1, t, 0, i) == 133 / 8;
+        }
+        for (int i = 0; i < 2; i++) {
+          INDArrayIndex[] row = {interval(1, 2), interval(t, t + 1), all(), all()};
+          INDArray o = (i == 0 ? compressed : selected).get(row).dup();
+          assertThat(o.isNaN().any()).as("query %s, result %s", t, i).isEqualTo(seen[i]);
+          if (!seen[i]) {
+            assertThat(o).isEqualTo(clean.get(6 * i).get(row).dup());
+          }
+        }
+        // The heads of the other key/value head.
+        assertThat(selected.get(interval(1, 2), interval(t, t + 1), interval(2, 4), all()).dup())
+            .isEqualTo(
+                clean.get(6).get(interval(1, 2), interval(t, t + 1), interval(2, 4), all()).dup());
+      }
+    }
   }
 
   /** Equal importances: the lower index first. */

@@ -12,12 +12,16 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.stream.DoubleStream;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.nd4j.linalg.api.buffer.DataType;
 import org.nd4j.linalg.api.ndarray.INDArray;
 import org.nd4j.linalg.factory.Nd4j;
+import org.nd4j.linalg.indexing.INDArrayIndex;
 
 /** The corners of the definition, for every implementation. */
 class SemanticsTest {
@@ -90,19 +94,121 @@ class SemanticsTest {
     return x.get(all(), interval(x.size(1) - count, x.size(1)), all(), all()).dup();
   }
 
+  /** A NaN in token 140 of one operand; it is query 120. */
+  enum Poison {
+    Q,
+    K,
+    V,
+    ALPHA;
+
+    AttentionCase clean() {
+      return AttentionCase.random(4, 2, 150, 170, 2, 1, 8, 8, 10, 1);
+    }
+
+    AttentionCase poisoned() {
+      AttentionCase c = clean();
+      switch (this) {
+        case Q -> c.q().putScalar(new long[] {0, 120, 0, 3}, Double.NaN);
+        case K -> c.k().putScalar(new long[] {0, 140, 0, 3}, Double.NaN);
+        case V -> c.v().putScalar(new long[] {0, 140, 0, 3}, Double.NaN);
+        case ALPHA -> c.alpha().putScalar(new long[] {0, 140, 0}, Double.NaN);
+      }
+      return c;
+    }
+  }
+
+  static Stream<Arguments> implementationsAndPoisons() {
+    return Stream.of(Implementation.values())
+        .flatMap(
+            implementation ->
+                Stream.of(Poison.values()).map(poison -> Arguments.of(implementation, poison)));
+  }
+
+  /** The formulas, pair by pair, say which rows: q 140; k, v 140 to 149; alpha 140 to 148. */
+  @ParameterizedTest
+  @MethodSource("implementationsAndPoisons")
+  void nanStaysInTheRowsThatSeeIt(Implementation implementation, Poison poison) {
+    INDArray expected = DenseOracle.exact(poison.poisoned()).get(0);
+    INDArray clean = implementation.attention(poison.clean()).get(0);
+    INDArray o = implementation.attention(poison.poisoned()).get(0);
+    int nanRows = 0;
+    for (int p = 0; p < 150; p++) {
+      INDArrayIndex[] row = {all(), interval(p, p + 1), all(), all()};
+      boolean nan = expected.get(row).isNaN().any();
+      nanRows += nan ? 1 : 0;
+      assertThat(o.get(row).isNaN()).as("row %s", p).isEqualTo(expected.get(row).isNaN());
+      if (!nan) {
+        assertThat(Errors.relative(o.get(row), clean.get(row))).as("row %s", p).isLessThan(1e-14);
+      }
+    }
+    assertThat(nanRows).isEqualTo(poison == Poison.Q ? 1 : poison == Poison.ALPHA ? 9 : 10);
+  }
+
+  @ParameterizedTest
+  @EnumSource(Poison.class)
+  void nanStaysInTheGradientsOfTheRowsThatSeeIt(Poison poison) {
+    List<INDArray> expected = DenseOracle.exact(poison.poisoned());
+    List<INDArray> results = Implementation.COMPOSED_ARRAYS.attention(poison.poisoned());
+    for (int i = 0; i < results.size(); i++) {
+      assertThat(results.get(i).isNaN())
+          .as(Implementation.ATTENTION_NAMES.get(i))
+          .isEqualTo(expected.get(i).isNaN());
+    }
+  }
+
+  /** From token 143 on, a hard reset for the first head, nothing before is seen. */
+  @ParameterizedTest
+  @EnumSource(
+      value = Implementation.class,
+      names = {"COMPOSED_ARRAYS", "COMPOSED_GRAPH"})
+  void nanStaysBeforeAHardReset(Implementation implementation) {
+    AttentionCase c = Poison.K.poisoned();
+    c.v().putScalar(new long[] {0, 140, 0, 3}, Double.NaN);
+    c.alpha().putScalar(new long[] {0, 143, 0}, Double.POSITIVE_INFINITY);
+    INDArray o = implementation.attention(c).get(0);
+    for (int p = 20; p < 170; p++) {
+      for (int head = 0; head < 2; head++) {
+        assertThat(Double.isNaN(o.getDouble(0, p - 20, head, 3)))
+            .as("position %s, head %s", p, head)
+            .isEqualTo(p >= 140 && p < (head == 0 ? 143 : 150));
+      }
+    }
+  }
+
+  /** A NaN in dO: in the gradients of what its row sees. */
   @Test
-  void nanStaysInTheRowsThatSeeIt() {
-    AttentionCase c = AttentionCase.random(4, 1, 90, 90, 1, 1, 8, 8, 10, 1).castTo(DataType.FLOAT);
-    INDArray clean = Implementation.NATIVE.attention(c).get(0).dup();
-    c.k().putScalar(new long[] {0, 40, 0, 3}, Float.NaN);
-    INDArray o = Implementation.NATIVE.attention(c).get(0);
-    for (int p = 0; p < 90; p++) {
-      INDArray row = o.get(all(), interval(p, p + 1), all(), all()).dup();
-      if (p >= 40 && p < 50) {
-        assertThat(Double.isNaN(row.getDouble(0))).as("row %s", p).isTrue();
-      } else {
-        assertThat(Bits.of(row))
-            .isEqualTo(Bits.of(clean.get(all(), interval(p, p + 1), all(), all())));
+  void nanGradientStaysInWhatItsRowSees() {
+    AttentionCase c = Poison.Q.clean();
+    c.dO().putScalar(new long[] {0, 120, 0, 3}, Double.NaN);
+    List<INDArray> expected = DenseOracle.exact(c);
+    List<INDArray> results = Implementation.COMPOSED_ARRAYS.attention(c);
+    for (int i = 0; i < results.size(); i++) {
+      assertThat(results.get(i).isNaN())
+          .as(Implementation.ATTENTION_NAMES.get(i))
+          .isEqualTo(expected.get(i).isNaN());
+    }
+  }
+
+  /** Of k and v at a masked token nothing is read, forward and backward. */
+  @ParameterizedTest
+  @EnumSource(Implementation.class)
+  void maskedKeysAreNotRead(Implementation implementation) {
+    INDArray mask = Nd4j.ones(DataType.DOUBLE, 2, 170);
+    mask.putScalar(0, 3, 0).putScalar(0, 100, 0).putScalar(1, 140, 0);
+    AttentionCase clean = Poison.K.clean().withMask(mask);
+    List<INDArray> expected = implementation.attention(clean);
+    for (double x : new double[] {Double.NaN, Double.POSITIVE_INFINITY, Double.NEGATIVE_INFINITY}) {
+      AttentionCase c = Poison.K.clean().withMask(mask);
+      for (INDArray operand : List.of(c.k(), c.v())) {
+        for (int[] token : new int[][] {{0, 3}, {0, 100}, {1, 140}}) {
+          operand.slice(token[0]).slice(token[1]).assign(x);
+        }
+      }
+      List<INDArray> results = implementation.attention(c);
+      for (int i = 0; i < results.size(); i++) {
+        assertThat(Errors.relative(results.get(i), expected.get(i)))
+            .as("%s beside %s", Implementation.ATTENTION_NAMES.get(i), x)
+            .isLessThan(1e-14);
       }
     }
   }

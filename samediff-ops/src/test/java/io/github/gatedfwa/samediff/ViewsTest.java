@@ -55,6 +55,19 @@ class ViewsTest {
         return view;
       }
     },
+    LAST_DIMENSION_PART {
+      @Override
+      public INDArray apply(INDArray x) {
+        long[] wider = x.shape().clone();
+        wider[wider.length - 1] += 3;
+        INDArrayIndex[] part = new INDArrayIndex[x.rank()];
+        Arrays.fill(part, all());
+        part[x.rank() - 1] = interval(1, wider[wider.length - 1] - 2);
+        INDArray view = Nd4j.create(x.dataType(), wider).get(part);
+        view.assign(x);
+        return view;
+      }
+    },
     EVERY_OTHER_ELEMENT {
       @Override
       public INDArray apply(INDArray x) {
@@ -82,21 +95,49 @@ class ViewsTest {
   @MethodSource("layoutsAndTypes")
   void inputsOfAttention(Layout layout, DataType type) {
     AttentionCase c = someCase(type);
-    AttentionCase views =
-        new AttentionCase(
-            layout.apply(c.q()),
-            layout.apply(c.k()),
-            layout.apply(c.v()),
-            layout.apply(c.alpha()),
-            layout.apply(c.mask()),
-            layout.apply(c.dO()),
-            c.window(),
-            c.scale());
+    AttentionCase views = inLayout(c, layout);
     for (Implementation implementation :
         List.of(Implementation.NATIVE, Implementation.COMPOSED_ARRAYS)) {
       assertThat(Bits.of(implementation.attention(views)))
           .isEqualTo(Bits.of(implementation.attention(c)));
     }
+  }
+
+  static Stream<Arguments> layoutsAndLengths() {
+    return Stream.of(Layout.values())
+        .flatMap(
+            layout ->
+                Stream.of(new int[] {129, 129}, new int[] {200, 257}, new int[] {1, 129})
+                    .map(lengths -> Arguments.of(layout, lengths[0], lengths[1])));
+  }
+
+  /** The composed version takes queries a tile of 128 at a time. */
+  @ParameterizedTest
+  @MethodSource("layoutsAndLengths")
+  void composedBeyondATile(Layout layout, int queries, int keys) {
+    AttentionCase c = AttentionCase.random(8, 1, queries, keys, 2, 1, 5, 4, 150, 1);
+    c = c.withMask(Nd4j.rand(DataType.DOUBLE, 1, keys).gt(0.2).castTo(DataType.DOUBLE));
+    List<INDArray> results = Implementation.COMPOSED_ARRAYS.attention(c);
+    List<INDArray> exact = DenseOracle.exact(c);
+    for (int i = 0; i < exact.size(); i++) {
+      assertThat(Errors.relative(results.get(i), exact.get(i)))
+          .as(Implementation.ATTENTION_NAMES.get(i))
+          .isLessThan(1e-12);
+    }
+    assertThat(Bits.of(Implementation.COMPOSED_ARRAYS.attention(inLayout(c, layout))))
+        .isEqualTo(Bits.of(results));
+  }
+
+  private static AttentionCase inLayout(AttentionCase c, Layout layout) {
+    return new AttentionCase(
+        layout.apply(c.q()),
+        layout.apply(c.k()),
+        layout.apply(c.v()),
+        layout.apply(c.alpha()),
+        layout.apply(c.mask()),
+        layout.apply(c.dO()),
+        c.window(),
+        c.scale());
   }
 
   @ParameterizedTest

@@ -158,9 +158,7 @@ class SemanticsTest {
 
   /** From token 143 on, a hard reset for the first head, nothing before is seen. */
   @ParameterizedTest
-  @EnumSource(
-      value = Implementation.class,
-      names = {"COMPOSED_ARRAYS", "COMPOSED_GRAPH"})
+  @EnumSource(Implementation.class)
   void nanStaysBeforeAHardReset(Implementation implementation) {
     AttentionCase c = Poison.K.poisoned();
     c.v().putScalar(new long[] {0, 140, 0, 3}, Double.NaN);

@@ -81,8 +81,8 @@ struct DiagonalDecay {
   /// isReal(i) of token first + i; `gap`: sum of alpha from the newest real token before the tile to `first`.
   template <typename IsReal>
   void set(const Decays<A>& alpha, int64_t first, int64_t count, double gap, IsReal isReal) {
-    // The two parts are summed apart, so that one alpha far above the others takes no bits from the decays beside it:
-    // the whole parts' sums are exact, as each is at most kMostWhole.
+    // The two parts are summed apart and exactly, whole parts up to kMostWhole and fractions as multiples of 2^-52:
+    // what lies behind the window takes no bits from the differences inside it.
     double wholes = 0, fractions = 0;
     for (int64_t i = 0; i < roundUp(count, kPanel<A>); i++) {
       const double x = i > 0 && i < count ? alpha[first + i] : 0.0;
@@ -91,6 +91,7 @@ struct DiagonalDecay {
       const double between = finite ? kLog2E * x : 0.0;
       split(between < kMostWhole ? between : kMostWhole, part, rest);
       wholes += part;
+      rest = (rest + 1.5) - 1.5;
       split(fractions + rest, part, fractions);
       wholes += part;
       whole[i] = wholes;

@@ -157,10 +157,6 @@ class AttentionLayersTest {
     }
   }
 
-  /**
-   * Tokens behind the window stay in the sums of decay of their tile, so they may change its
-   * rounding.
-   */
   @Test
   void isCausalAndSeesTheWindowOnly() {
     MultiLayerNetwork net = net(DataType.DOUBLE, Options.GATED.builder(), RNNFormat.NCW);
@@ -170,12 +166,10 @@ class AttentionLayersTest {
     INDArray difference = net.output(x).sub(net.output(changed));
     for (int t = 0; t < 8; t++) {
       double change = Nets.largest(Nets.steps(difference, RNNFormat.NCW, t, t + 1));
-      if (t < 3) {
-        assertThat(change).isZero();
-      } else if (t < 6) {
-        assertThat(change).isGreaterThan(0.1);
+      if (t >= 3 && t < 6) {
+        assertThat(change).isPositive();
       } else {
-        assertThat(change).isLessThan(1e-14);
+        assertThat(change).isZero();
       }
     }
   }

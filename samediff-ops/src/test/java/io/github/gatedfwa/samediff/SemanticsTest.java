@@ -138,7 +138,11 @@ class SemanticsTest {
       nanRows += nan ? 1 : 0;
       assertThat(o.get(row).isNaN()).as("row %s", p).isEqualTo(expected.get(row).isNaN());
       if (!nan) {
-        assertThat(Errors.relative(o.get(row), clean.get(row))).as("row %s", p).isLessThan(1e-14);
+        if (implementation == Implementation.NATIVE && poison != Poison.V) {
+          assertThat(Bits.of(o.get(row))).as("row %s", p).isEqualTo(Bits.of(clean.get(row)));
+        } else { // products of what is not finite are summed in another order
+          assertThat(Errors.relative(o.get(row), clean.get(row))).as("row %s", p).isLessThan(1e-14);
+        }
       }
     }
     assertThat(nanRows).isEqualTo(poison == Poison.Q ? 1 : poison == Poison.ALPHA ? 9 : 10);
@@ -147,8 +151,12 @@ class SemanticsTest {
   @ParameterizedTest
   @EnumSource(Poison.class)
   void nanStaysInTheGradientsOfTheRowsThatSeeIt(Poison poison) {
-    List<INDArray> expected = DenseOracle.exact(poison.poisoned());
-    List<INDArray> results = Implementation.COMPOSED_ARRAYS.attention(poison.poisoned());
+    assertNaNsAsInTheFormulas(poison.poisoned());
+  }
+
+  private static void assertNaNsAsInTheFormulas(AttentionCase c) {
+    List<INDArray> expected = DenseOracle.exact(c);
+    List<INDArray> results = Implementation.COMPOSED_ARRAYS.attention(c);
     for (int i = 0; i < results.size(); i++) {
       assertThat(results.get(i).isNaN())
           .as(Implementation.ATTENTION_NAMES.get(i))
@@ -178,13 +186,7 @@ class SemanticsTest {
   void nanGradientStaysInWhatItsRowSees() {
     AttentionCase c = Poison.Q.clean();
     c.dO().putScalar(new long[] {0, 120, 0, 3}, Double.NaN);
-    List<INDArray> expected = DenseOracle.exact(c);
-    List<INDArray> results = Implementation.COMPOSED_ARRAYS.attention(c);
-    for (int i = 0; i < results.size(); i++) {
-      assertThat(results.get(i).isNaN())
-          .as(Implementation.ATTENTION_NAMES.get(i))
-          .isEqualTo(expected.get(i).isNaN());
-    }
+    assertNaNsAsInTheFormulas(c);
   }
 
   /** Of k and v at a masked token nothing is read, forward and backward. */

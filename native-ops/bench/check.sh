@@ -11,8 +11,7 @@ mkdir -p "$out"
 golden=$(realpath ../samediff-ops/src/test/resources/golden)
 if [[ -z $programs ]]; then
   programs=build/cuda
-  cmake -S src/main/cuda -B build/cuda -DCMAKE_CUDA_ARCHITECTURES=native > "$out/build.log" &&
-    cmake --build build/cuda -j "$(nproc)" >> "$out/build.log" 2>&1 || { tail -20 "$out/build.log"; exit 1; }
+  bench/build.sh "$out/build.log" all || exit 1
 fi
 export LD_LIBRARY_PATH=$programs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 : > "$out/check.txt"
@@ -22,11 +21,6 @@ check() {  # name, seconds, command
   printf '%-14s %-10s %4d s  %s\n' "$1" "$( ((code)) && echo "FAILED $code" || echo passed)" $((SECONDS - start)) \
     "$(tail -1 "$out/$1.log")" | tee -a "$out/check.txt"
 }
-reruns() {
-  "$programs/bench_kernels" reruns && "$programs/bench_nsa" reruns
-}
-export -f reruns
-export programs
 
 # The oracle runs on the CPU: these leave most of the GPU idle.
 check test_kernels 400 "$programs/test_kernels" --golden "$golden" &
@@ -34,6 +28,7 @@ check test_nsa 400 "$programs/test_nsa" &
 check nd4jcuda_test 400 "$programs/nd4jcuda_test" --golden "$golden" &
 wait
 check offload_test 200 "$programs/offload_test"
-check reruns 400 bash -c reruns
+check reruns 300 "$programs/bench_kernels" reruns
+check reruns_nsa 300 "$programs/bench_nsa" reruns
 check sanitize 1800 bench/sanitize.sh "$programs"
 ! grep -q FAILED "$out/check.txt"

@@ -10,9 +10,7 @@ out=${out:-build/bench}
 mkdir -p "$out"
 if [[ -z $programs ]]; then
   programs=build/cuda
-  cmake -S src/main/cuda -B build/cuda -DCMAKE_CUDA_ARCHITECTURES=native > "$out/build.log"
-  cmake --build build/cuda -j "$(nproc)" --target test_kernels bench_kernels >> "$out/build.log" 2>&1 ||
-    { tail -20 "$out/build.log"; exit 1; }
+  bench/build.sh "$out/build.log" test_kernels bench_kernels
 fi
 "$programs/test_kernels" --quick | tee "$out/check.log" | tail -1
 "$programs/bench_kernels" rows lengths gate decode > "$out/ours.csv"

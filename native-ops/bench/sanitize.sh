@@ -1,40 +1,34 @@
 #!/usr/bin/env bash
-# A representative part of the tests under each tool of compute-sanitizer, the tools side by side. Exits with 1 if a tool
-# reports an error, a test fails, or one runs longer than two minutes.
+# A representative part of the tests under each tool of compute-sanitizer, as many side by side as there are cores. Exits
+# with 1 if a tool reports an error, a test fails, or one runs longer than five minutes.
 #   native-ops/bench/sanitize.sh [DIRECTORY_OF_TESTS [TOOL...]]
 tests=${1:-$(dirname "$0")/../build/cuda}
 tools=("${@:2}")
-((${#tools[@]})) || tools=(memcheck racecheck initcheck synccheck)
+((${#tools[@]})) || tools=(racecheck memcheck initcheck synccheck)
+failures=$(mktemp)
+trap 'rm -f "$failures"' EXIT
 check() {  # tool, what is run
   local options=(--error-exitcode 3) lines verdict=
-  [ "$1" = racecheck ] && options+=(--num-cuda-barriers 256)  # those of a block
-  lines=$(timeout 120 compute-sanitizer --tool "$1" "${options[@]}" --report-api-errors no "${@:2}" 2>&1) ||
+  [ "$1" = racecheck ] && options+=(--num-cuda-barriers 512)  # those of a block
+  lines=$(timeout 300 compute-sanitizer --tool "$1" "${options[@]}" --report-api-errors no "${@:2}" 2>&1) ||
     verdict="FAILED $?, "
-  echo "$1: ${*:2}: $verdict$(grep -E "ERROR SUMMARY|RACECHECK SUMMARY|passed,|Error:|at .*cu:" <<< "$lines" |
-    sed 's/=* //' | sort | uniq -c | sort -rn | head -4 | tr '\n' ';')"
-  [ -z "$verdict" ]
+  echo "$1: ${*:2}: $verdict$(grep -E "ERROR SUMMARY|RACECHECK SUMMARY|passed,|[Ee]rror:|error detected|at .*cu:" \
+    <<< "$lines" | sed 's/=* //' | sort | uniq -c | sort -rn | head -4 | tr '\n' ';')"
+  [ -z "$verdict" ] || echo "$1" >> "$failures"
+}
+start() {
+  while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done
+  check "$@" &
 }
 kernels=("BFLOAT16 B1 N300 M300" "BFLOAT16 B1 N333 M333 H2/1 D128/128" "BFLOAT16 B1 N333 M333 H2/1 D256/256"
   "FLOAT B1 N333 M333 H2/1 D64/64" "HALF B2 N130" "BFLOAT16 B2 N2 M1000" "DOUBLE B1 N150 M150 H2/2 D20")
 nsa=("BFLOAT16 B1 N129" "BFLOAT16 B1 N700 M700 H32/2" "BFLOAT16/sm_80 B2 N220" "BFLOAT16/sm_80 B1 N239" "HALF B2 N180"
   "BFLOAT16 B2 N150 M300" "FLOAT B2 N220 M220" "FLOAT B1 N239" "DOUBLE B1 N130 M130 H8/2")
-checkAll() {  # tool; returns how many failed
-  local only failed=0
-  for only in "${kernels[@]}"; do
-    check "$1" "$tests/test_kernels" --quick --raw-workspace --only "$only" || failed=$((failed + 1))
-  done
-  for only in "${nsa[@]}"; do
-    check "$1" "$tests/test_nsa" --reruns 1 --multiprocessors 3 --only "$only" || failed=$((failed + 1))
-  done
-  return $failed
-}
-failed=0 running=()
 for tool in "${tools[@]}"; do
-  checkAll "$tool" &
-  running+=($!)
+  for only in "${kernels[@]}"; do start "$tool" "$tests/test_kernels" --quick --raw-workspace --only "$only"; done
+  for only in "${nsa[@]}"; do start "$tool" "$tests/test_nsa" --reruns 1 --multiprocessors 3 --only "$only"; done
 done
-for one in "${running[@]}"; do
-  wait "$one" || failed=$((failed + $?))
-done
+wait
+failed=$(wc -l < "$failures")
 echo "${#tools[@]} tools, ${#kernels[@]} + ${#nsa[@]} groups each: $failed failed"
 ((!failed))

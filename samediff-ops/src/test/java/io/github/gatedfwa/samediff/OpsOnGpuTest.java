@@ -143,33 +143,33 @@ class OpsOnGpuTest {
         .isEqualTo(5);
   }
 
-  static Stream<NsaPropertyTest.Problem> nsaShapes() {
+  static Stream<NsaProblem> nsaShapes() {
     return TYPES.stream()
         .flatMap(
             type ->
                 Stream.of(
-                    new NsaPropertyTest.Problem(
+                    new NsaProblem(
                         51,
                         new NsaCase.Sizes(2, 300, 300, 8, 2, 64, 64, 32, 16, 64, 4),
-                        NsaPropertyTest.Mask.NONE,
+                        NsaProblem.Mask.NONE,
                         type),
-                    new NsaPropertyTest.Problem(
+                    new NsaProblem(
                         52,
                         new NsaCase.Sizes(3, 130, 333, 6, 3, 20, 36, 8, 4, 16, 5),
-                        NsaPropertyTest.Mask.MOST,
+                        NsaProblem.Mask.MOST,
                         type),
                     // Decoding.
-                    new NsaPropertyTest.Problem(
+                    new NsaProblem(
                         53,
                         new NsaCase.Sizes(2, 1, 900, 16, 1, 128, 128, 32, 16, 64, 6),
-                        NsaPropertyTest.Mask.BOOL,
+                        NsaProblem.Mask.BOOL,
                         type)));
   }
 
   @ParameterizedTest
   @MethodSource
-  void nsaShapes(NsaPropertyTest.Problem problem) throws IOException {
-    onlyOnGpu(() -> NsaPropertyTest.check(NsaImplementation.NATIVE, problem));
+  void nsaShapes(NsaProblem problem) throws IOException {
+    onlyOnGpu(() -> problem.check(NsaImplementation.NATIVE));
   }
 
   @ParameterizedTest

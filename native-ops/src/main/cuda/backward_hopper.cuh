@@ -269,13 +269,29 @@ __device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const Work
   tilesThatSee(a, x.origin, rows, x.firstTile, x.lastTile);
   return x;
 }
+/// Where dS of a query tile and a key tile is stored: 64 keys x 64 queries as packed accumulators, 16 bytes a lane for
+/// each of its warp's four blocks of 16 keys x 16 queries. `bh`: batch entry and query head; `index`: the query tile.
+template <typename T>
+__device__ __forceinline__ T* storedTile(const AttentionArgs<T>& a, int64_t bh, int index, int tile) {
+  const int64_t row =
+      (bh - static_cast<int64_t>(a.pairs.from) * a.group) * a.queries.tiles() + index - a.queries.first / kSumTile;
+  return a.storedDs + (row * a.storedTiles + index - tile) * (kSumTile * kSumTile);
+}
+template <typename T>
+__device__ __forceinline__ void storeDs(const AttentionArgs<T>& a, int64_t bh, int index, int tile,
+                                        const uint32_t (&w)[4][4], int warp, int lane) {
+  uint4* const to = reinterpret_cast<uint4*>(storedTile(a, bh, index, tile)) + warp * 128 + lane;
+#pragma unroll
+  for (int d = 0; d < 4; ++d) to[32 * d] = make_uint4(w[d][0], w[d][1], w[d][2], w[d][3]);
+}
 template <typename T>
 __device__ __forceinline__ WorkList keyWorkList(const AttentionArgs<T>& a, int rows) {
-  return WorkList(a.batch, a.H / a.group, (a.M + rows - 1) / rows);
+  return WorkList(a.pairs.from, a.pairs.to, a.H / a.group, (a.M + rows - 1) / rows);
 }
 #endif
 
-template <typename T, int head>
+/// `store`: leaves dS for backward_stored_hopper.cuh, and dalpha's column sums are those of dS as rounded there.
+template <typename T, int head, bool store>
 __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     dkdvHopperKernel(const __grid_constant__ AttentionArgs<T> a, const __grid_constant__ CUtensorMap mapQ,
                      const __grid_constant__ CUtensorMap mapDo, const __grid_constant__ CUtensorMap mapK,
@@ -396,7 +412,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         continue;
       }
       // Of each key: the decay to the start of the query tile (infinity if it is masked), column sum.
-      float decay[2], columnSum[2] = {0.f, 0.f};
+      float decay[2], columnSum[store ? 4 : 2] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         decay[i] = a.sums.suffix ? a.sums.suffix[bh * a.keys.length + first + row + 8 * i - a.keys.first] : 0.f;
@@ -409,7 +425,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       __syncwarp();
       // What the warp's columns have summed before each boundary that its queries cross, and in all.
       const auto putWarpSum = [&](bool last) {
-        const float sum = warpSum(columnSum[0] + columnSum[1]);
+        const float sum = store ? 0.25f * warpSum(columnSum[0] + columnSum[2]) : warpSum(columnSum[0] + columnSum[1]);
         __syncwarp();
         if (lane != 0) return;
         float* const to = a.warpSums + (bhOf() * (a.keys.length / kHopperWarpRows) +
@@ -529,11 +545,18 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             dp[n][e] = s[n][e] * (dp[n][e] - (e % 2 ? y.y : y.x));
-            columnSum[e / 2] += dp[n][e];
+            if constexpr (!store) columnSum[e / 2] += dp[n][e];
           }
         }
         wgmmaWait<0>();
         packWeights<T>(weights, dp);
+        if constexpr (store) {
+          storeDs(a, bhOf(), index, tile, weights, warpInGroup, lane);
+          if (a.columnSums) {
+#pragma unroll
+            for (int d = 0; d < 4; ++d) addRowSums<T>(columnSum, weights[d]);
+          }
+        }
         at.advance();
         if (++index > ownLast) break;
         passBoundaries();
@@ -548,7 +571,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         putWarpSum(true);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float column = quadSum(columnSum[i]);
+          const float column = store ? columnSum[2 * i] : quadSum(columnSum[i]);
           if (t == 0) a.columnSums[bhOf() * a.keys.length + first + row + 8 * i - a.keys.first] = column;
         }
       }
@@ -578,7 +601,7 @@ cudaError_t launchBackwardTwoPasses(const AttentionArgs<T>& a, int multiprocesso
   using DqSize = HopperTile<Pass::Dq, head>;
   using DkdvSize = HopperTile<Pass::DkDv, head>;
   const auto dqKernel = dqHopperKernel<T, head>;
-  const auto dkdvKernel = dkdvHopperKernel<T, head>;
+  const auto dkdvKernel = dkdvHopperKernel<T, head, false>;
   cudaError_t e = cudaFuncSetAttribute(dqKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DqSize::shared);
   if (e == cudaSuccess)
     e = cudaFuncSetAttribute(dkdvKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DkdvSize::shared);

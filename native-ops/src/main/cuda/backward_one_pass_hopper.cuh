@@ -210,11 +210,6 @@ __device__ __forceinline__ void bulkAdd(float* to, uint32_t from, int bytes) {
                "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void bulkLoad(uint32_t to, const float* from, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
 __device__ __forceinline__ void bulkCommit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
 /// Waits until the thread's bulk copies have read shared memory; until they are written.
 __device__ __forceinline__ void bulkWaitRead() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
@@ -242,7 +237,7 @@ __device__ __forceinline__ void writeSums(const AttentionArgs<T>& a, const OnePa
         if (last && turn > 0) {
           waitTurn(a.dqCounts + tile, turn);
           barrierExpect(block.sumsLoaded(own), bytes);
-          bulkLoad(block.sums(own), sums, bytes, block.sumsLoaded(own));
+          copyBulk(block.sums(own), sums, bytes, block.sumsLoaded(own));
         }
         barrierWait(block.sumsFull(own), phase);
         phase ^= 1;
@@ -289,22 +284,6 @@ __device__ __forceinline__ void storeWeights(uint32_t tile, const uint32_t (&w)[
   for (int d = 0; d < 4; ++d) storeMatrix(fragmentAddress<128>(tile + warp * 16 * 128, at, 0, d * 32), w[d]);
 }
 
-/// sum (16 x 8, columns alike) += the row sums of 16 x 16 weights.
-template <typename T>
-__device__ __forceinline__ void addRowSums(float (&sum)[4], const uint32_t (&w)[4]) {
-  const uint32_t ones = packPair(T(), 1.f, 1.f);
-#define GATEDFWA_MMA_ONES(type)                                         \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type   \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%8},"            \
-               " {%0,%1,%2,%3};\n"                                      \
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) \
-               : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(ones))
-  if constexpr (std::is_same<T, __half>::value)
-    GATEDFWA_MMA_ONES("f16");
-  else
-    GATEDFWA_MMA_ONES("bf16");
-}
-
 // c (64 x 72) = [c +] a b, both from shared memory, stored with the depth as rows.
 #define GATEDFWA_R36 GATEDFWA_R32 ",%32,%33,%34,%35"
 #define GATEDFWA_WGMMA_OUTER_START(type)                                                                           \
@@ -348,7 +327,7 @@ __device__ __forceinline__ void leaveDq(const AttentionArgs<T>& a, const OnePass
   const uint32_t own = block.sums(at.slot) + 512 * warp;  // the warp's part: 512 of every 2048 bytes
   const uint32_t rowSums = block.sums(at.slot) + kSumTile * OnePassTile::head * 4 + row * 4;
   const bool last = lastTurn(a, index, keyBlock), first = turnOf(index, keyBlock) == 0;
-  if (!last || first) barrierWait(block.sumsFree(at.slot), at.phase ^ 1);
+  barrierWait(block.sumsFree(at.slot), at.phase ^ 1);
   if (!last) {
 #pragma unroll
     for (int n = 0; n < 8; ++n) storeFour(own + n * 2048 + lane * 16, c[n]);

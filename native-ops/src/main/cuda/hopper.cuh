@@ -91,13 +91,16 @@ __device__ __forceinline__ void copyTensor(uint32_t tile, const CUtensorMap& map
         : "memory");
 }
 
-/// Starts the copy of `count` elements (16-byte aligned, in all a multiple of 16 bytes); `barrier` counts its bytes.
+/// Starts the copy of `bytes` bytes, 16-byte aligned and a multiple of 16; `barrier` counts them.
+__device__ __forceinline__ void copyBulk(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 template <int count, typename E>
 __device__ __forceinline__ void copyBulk(const E* shared, const E* global, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
-                   sharedAddress(shared)),
-               "l"(global), "n"(count * static_cast<int>(sizeof(E))), "r"(barrier)
-               : "memory");
+  copyBulk(sharedAddress(shared), global, count * static_cast<int>(sizeof(E)), barrier);
 }
 
 // ---- registers
@@ -284,6 +287,22 @@ __device__ __forceinline__ void packWeights(uint32_t (&w)[4][4], const float (&c
 #pragma unroll
     for (int i = 0; i < 4; ++i) w[d][i] = packPair(T(), c[2 * d + i / 2][i % 2 * 2], c[2 * d + i / 2][i % 2 * 2 + 1]);
 }
+/// sum (16 x 8, columns alike) += the row sums of 16 x 16 weights.
+template <typename T>
+__device__ __forceinline__ void addRowSums(float (&sum)[4], const uint32_t (&w)[4]) {
+  const uint32_t ones = packPair(T(), 1.f, 1.f);
+#define GATEDFWA_MMA_ONES(type)                                         \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type   \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%8},"            \
+               " {%0,%1,%2,%3};\n"                                      \
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) \
+               : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(ones))
+  if constexpr (std::is_same<T, __half>::value)
+    GATEDFWA_MMA_ONES("f16");
+  else
+    GATEDFWA_MMA_ONES("bf16");
+}
+
 /// A warp's 16 rows of a tile as register operands.
 template <int head>
 __device__ __forceinline__ void loadRows(uint32_t (&x)[head / 16][4], uint32_t tile, int warp, int lane) {
@@ -437,13 +456,13 @@ struct alignas(16) HopperKeyTerms {
   }
 };
 
-/// The work of a block: every gridDim.x-th of batch x heads x tiles, from blockIdx.x on.
+/// The work of a block: every gridDim.x-th of the tiles of the (batch entry, head) pairs [from, to).
 struct WorkList {
-  int b, h, tile, batch, heads, tiles, stepB, stepH, stepTile;
+  int b, h, tile, end, heads, tiles, stepB, stepH, stepTile;
 
-  __device__ __forceinline__ WorkList(int64_t batches, int headCount, int tileCount)
-      : batch(static_cast<int>(batches)), heads(headCount), tiles(tileCount) {
-    const int first = blockIdx.x, step = gridDim.x;
+  __device__ __forceinline__ WorkList(int from, int to, int headCount, int tileCount)
+      : end(to), heads(headCount), tiles(tileCount) {
+    const int first = from * tiles + blockIdx.x, step = gridDim.x;
     tile = first % tiles;
     h = first / tiles % heads;
     b = first / tiles / heads;
@@ -451,7 +470,7 @@ struct WorkList {
     stepH = step / tiles % heads;
     stepB = step / tiles / heads;
   }
-  __device__ __forceinline__ bool more() const { return b < batch; }
+  __device__ __forceinline__ bool more() const { return b * heads + h < end; }
   __device__ __forceinline__ void advance() {
     tile += stepTile;
     h += stepH;
@@ -483,7 +502,8 @@ struct QueryWork {
 };
 template <typename T>
 __device__ __forceinline__ WorkList queryWorkList(const AttentionArgs<T>& a, int rows) {
-  return WorkList(a.batch, a.H, static_cast<int>((a.M - a.queries.first + rows - 1) / rows));
+  return WorkList(a.pairs.from * a.group, a.pairs.to * a.group, a.H,
+                  static_cast<int>((a.M - a.queries.first + rows - 1) / rows));
 }
 
 /// Producer thread of a query-stationary kernel: K and V tiles with their decays, newest first.

@@ -49,6 +49,11 @@ struct OutRows {
   bool vector;  ///< rows may be written 16 bytes at a time
 };
 
+/// (batch entry, key/value head) pairs from `from` on, below `to`.
+struct Pairs {
+  int from = 0, to = 0;
+};
+
 template <typename T, typename F = float>
 struct AttentionArgs {
   Rows<T> q, k, v, dO;
@@ -57,6 +62,7 @@ struct AttentionArgs {
   int64_t lseBatch, lseHead, lseRow;
   int N, M, H, group, window;
   int64_t batch;
+  Pairs pairs;  ///< all, or those of one launch
   float scale, scaleLog2;
   DecaySums<F> sums;        ///< all null if there is no alpha
   const uint64_t* keyBits;  ///< [B, keys / kSumTile], bit = real token; null if there is no mask
@@ -74,9 +80,17 @@ struct AttentionArgs {
   // sums (D + 1 floats a row), and how many key blocks have added to it; after the last, how many items are taken.
   float* dqSums;
   int* dqCounts;
+  // Stored backward (Hopper, D = 128), see backward_stored_hopper.cuh; of storedPairs pairs at a time.
+  T* storedDs;
+  int storedPairs, storedTiles;
 };
 
 inline int64_t divUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Tiles of kSumTile keys that a tile of kSumTile queries sees at most.
+inline int keyTilesSeen(int64_t window, int64_t keyLength) {
+  return static_cast<int>((std::min(window, keyLength) + kSumTile - 2) / kSumTile + 1);
+}
 
 /// Hands out 256-byte aligned pieces of the workspace; without a base it only counts.
 class Arena {

@@ -262,6 +262,7 @@ __global__ void __launch_bounds__(256, 2) nsaSelectKernel(const __grid_constant_
             beforeBlock[i] = read ? listBlock[j - 1] : 0;
           }
           const int place = __popc(halfOf(__ballot_sync(~0u, ahead[0]))) + __popc(halfOf(__ballot_sync(~0u, ahead[1])));
+          __syncwarp();  // all have read
           if (mineOnly) {
             count = min(count + 1, places);
 #pragma unroll

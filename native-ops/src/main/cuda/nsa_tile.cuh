@@ -195,13 +195,12 @@ struct alignas(16) NsaEntry {
 template <int head, int consumers, int rowBytes = 0>
 struct NsaBlock {
   static constexpr int kTileBytes = kNsaTile * head * 2, kRows = consumers * rowBytes;
-  static constexpr int kQueue = head == 64 ? 16 : 8;
-  static_assert(std::min(kNsaMostSlots, 227 * 1024 / kTileBytes) / 2 + 1 <= kQueue, "what has slots, an item's end");
+  static constexpr int kQueue = head == 64 ? 16 : 8, kHalfQueue = kQueue / 2;
   static constexpr int kEntries = consumers * kQueue * static_cast<int>(sizeof(NsaEntry));
   static constexpr int kChoiceTokens = 2 * consumers, kChoiceRow = kNsaChoices + 1;  // odd: no bank conflicts
   static_assert(kChoiceTokens <= 32, "a lane each");
   static constexpr int kBarriers = kRows + kEntries + 2 * kChoiceTokens * kChoiceRow * 4;
-  static constexpr int kBarrierCount = 2 * kNsaMostSlots + consumers * (kQueue + 1);
+  static constexpr int kBarrierCount = 2 * kNsaMostSlots + consumers * (kQueue + 2);
   static constexpr int kRest = kBarriers + 8 * kBarrierCount;
   static_assert(consumers * 16 <= kNsaMostTokens, "");
   static int slots(size_t limit) {
@@ -230,9 +229,9 @@ struct NsaBlock {
   __device__ __forceinline__ uint32_t queued(int warp, int place) const {
     return barrier(2 * kNsaMostSlots + warp * kQueue + place % kQueue);
   }
-  /// A warp has taken the end of an item.
-  __device__ __forceinline__ uint32_t ended(int warp) const {
-    return barrier(2 * kNsaMostSlots + consumers * kQueue + warp);
+  /// The warp has read the entries of half a queue.
+  __device__ __forceinline__ uint32_t taken(int warp, int place) const {
+    return barrier(2 * kNsaMostSlots + consumers * kQueue + 2 * warp + place / kHalfQueue % 2);
   }
   __device__ __forceinline__ void initialise(NsaCopies copies) const {
     for (int i = threadIdx.x; i < kBarrierCount; i += blockDim.x) {
@@ -372,12 +371,14 @@ template <int head, int consumers, int rowBytes, typename T, typename Rule>
 __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const NsaUnits<consumers>& units,
                                                 const NsaBlock<head, consumers, rowBytes>& block, NsaCopies copies,
                                                 const CUtensorMap& mapK, const CUtensorMap& mapV) {
+  using Block = NsaBlock<head, consumers, rowBytes>;
   const int lane = threadIdx.x % 32;
   const int64_t items = a.batch * a.kvHeads * units.items;
   const auto takeItem = [&] { return lane == 0 ? atomicAdd(a.itemsTaken, 1u) : 0u; };
   // Lane i knows the queue of consumer warp i. A bit per slot: known to be free; the parity of its next use.
   uint32_t tail = 0, free = 0, parities = 0;
   const auto publish = [&](const NsaEntry& entry) {
+    if (tail % Block::kHalfQueue == 0) stageBarrierWait(block.taken(lane, tail), ~(tail / Block::kQueue) & 1);
     block.entry(lane, tail) = entry;
     stageBarrierArrive(block.queued(lane, tail));
     ++tail;
@@ -402,8 +403,10 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
       NsaEntry entry{first, end, members(token0, tokens), 0};
       const bool mine = entry.members != 0;
       const int others = 32 * (consumers - __popc(__ballot_sync(~0u, mine)));
-      while (__popc(free) < 2)
+      while (__popc(free) < 2) {
         free = __ballot_sync(~0u, lane < block.count && stageBarrierTest(block.freed(lane), ~(parities >> lane) & 1));
+        __syncwarp();  // orders lane 0's copies behind what another lane has seen, which a ballot does not
+      }
       int slots[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -430,6 +433,9 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
         }
       }
       if (copies == NsaCopies::Async) {
+        // Every lane copies, so every lane sees for itself that the slots are free (racecheck asks for that).
+#pragma unroll
+        for (int i = 0; i < 2; ++i) stageBarrierWait(block.freed(slots[i]), (entry.slots >> (16 * i) ^ 1) & 1);
         const uint64_t bits = keyBitsFrom(a, x.b, first, end);
         copyPanels<T, head>(block.tile(slots[0]), a.k.data + x.b * a.k.batch + x.kvHead * a.k.head, a.k, first, bits);
         stageBarrierArriveAfterCopies(block.full(slots[0]));
@@ -439,10 +445,7 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
       __syncwarp();  // the arrivals for the others come first
       if (mine) publish(entry);
     });
-    if (lane < consumers) {
-      stageBarrierWait(block.ended(lane), (count + 1) & 1);  // one end in a queue at a time
-      publish({kNoTile, static_cast<int>(nextItem), 0, 0});
-    }
+    if (lane < consumers) publish({kNoTile, static_cast<int>(nextItem), 0, 0});
     __syncwarp();
     item = nextItem;
   }
@@ -516,11 +519,9 @@ __device__ __forceinline__ int consumeKeyTiles(const Args& a, const Block& block
   while (true) {
     stageBarrierWait(block.queued(warp, head), head / Block::kQueue & 1);
     const NsaEntry entry = block.entry(warp, head);
+    if (head % Block::kHalfQueue == Block::kHalfQueue - 1) stageBarrierArrive(block.taken(warp, head));
     ++head;
-    if (entry.first == kNoTile) {
-      stageBarrierArrive(block.ended(warp));
-      return entry.end;
-    }
+    if (entry.first == kNoTile) return entry.end;
     const NsaTile<Block> tile{block, entry.slots};
     const uint64_t bits = keyBitsFrom(a, b, entry.first, entry.end);
     int limit[2];

@@ -4,8 +4,9 @@
 namespace gatedfwa::cuda {
 namespace {
 
-constexpr int64_t kDecodeQueries = 4;    ///< up to here the keys are split
-constexpr double kSmallestScale = 1e-4;  ///< decays are divided by the scale in the tensor-core kernels
+constexpr int64_t kDecodeQueries = 4;                   ///< up to here the keys are split
+constexpr int64_t kMostStoredBytes = int64_t(1) << 30;  ///< of workspace, for dS
+constexpr double kSmallestScale = 1e-4;                 ///< decays are divided by the scale in the tensor-core kernels
 
 int paddedHead(const AttentionProblem& p) {
   const int64_t d = std::max(p.headSize, p.valueSize);
@@ -72,6 +73,7 @@ AttentionArgs<T> commonArgs(Call& call, Kernel kernel, const AttentionProblem& p
   a.group = static_cast<int>(p.heads / p.kvHeads);
   a.window = static_cast<int>(std::min(p.window, p.keyLength));
   a.batch = p.batch;
+  a.pairs = {0, static_cast<int>(p.batch * p.kvHeads)};
   a.scale = static_cast<float>(p.scale);
   a.scaleLog2 = static_cast<float>(p.scale * kLog2e);
   return a;
@@ -87,6 +89,18 @@ void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const vo
   a.lseHead = p.lse.strides[1];
   a.lseRow = p.lse.strides[2];
   call.launch([&] { return launch(a); });
+}
+
+/// The stored backward's dS, of as many pairs at a time as there is room for: none where the window is so long that one
+/// pair's are too many.
+template <typename T>
+void takeStoredDs(Call& call, AttentionArgs<T>& a) {
+  a.storedTiles = keyTilesSeen(a.window, a.M);
+  const int64_t pair = a.group * a.queries.tiles() * a.storedTiles * kSumTile * kSumTile;
+  const int64_t room = kMostStoredBytes / static_cast<int64_t>(sizeof(T)) / pair, pairs = a.pairs.to;
+  if (room == 0) return;
+  a.storedPairs = static_cast<int>(divUp(pairs, divUp(pairs, room)));
+  a.storedDs = call.arena.take<T>(a.storedPairs * pair);
 }
 
 /// `warpRows`: the keys of a warp of the dk/dv kernel.
@@ -107,7 +121,8 @@ void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const 
     a.dqSums = call.arena.take<float>(queryRows * (p.headSize + 1));
     a.dqCounts = call.arena.take<int>(queryRows / kSumTile + 1);
   }
-  if (kernel == Kernel::Hopper && !onePass) {  // its dq kernel computes them
+  if (kernel == Kernel::Hopper && !onePass) takeStoredDs(call, a);
+  if (kernel == Kernel::Hopper && !onePass && a.storedPairs == 0) {  // its dq kernel computes them
     a.forwardO = rows<T>(call, kernel, p.o, p.batch, p.queryLength, p.heads, p.valueSize);
     a.lse = static_cast<float*>(const_cast<void*>(p.lse.data));
     a.lseBatch = p.lse.strides[0];

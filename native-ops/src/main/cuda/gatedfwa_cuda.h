@@ -35,7 +35,8 @@ struct Device {
   int ordinal = 0;
   int major = 0, minor = 0;  ///< compute capability
   int multiprocessors = 0;
-  size_t sharedMemoryPerBlock = 0;  ///< with opt-in, bytes
+  size_t sharedMemoryPerBlock = 0;         ///< with opt-in, bytes
+  int64_t storedBytes = int64_t(4) << 30;  ///< of a backward's workspace at most, for dS (Hopper, head size 128)
 };
 
 /// Reads the properties of device `ordinal`; CudaError if there is none.

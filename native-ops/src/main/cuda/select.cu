@@ -4,9 +4,8 @@
 namespace gatedfwa::cuda {
 namespace {
 
-constexpr int64_t kDecodeQueries = 4;                   ///< up to here the keys are split
-constexpr int64_t kMostStoredBytes = int64_t(1) << 30;  ///< of workspace, for dS
-constexpr double kSmallestScale = 1e-4;                 ///< decays are divided by the scale in the tensor-core kernels
+constexpr int64_t kDecodeQueries = 4;    ///< up to here the keys are split
+constexpr double kSmallestScale = 1e-4;  ///< decays are divided by the scale in the tensor-core kernels
 
 int paddedHead(const AttentionProblem& p) {
   const int64_t d = std::max(p.headSize, p.valueSize);
@@ -94,19 +93,19 @@ void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const vo
 /// The stored backward's dS, of as many pairs at a time as there is room for: none where the window is so long that one
 /// pair's are too many.
 template <typename T>
-void takeStoredDs(Call& call, AttentionArgs<T>& a) {
+void takeStoredDs(Call& call, AttentionArgs<T>& a, int64_t mostBytes) {
   a.storedTiles = keyTilesSeen(a.window, a.M);
   const int64_t pair = a.group * a.queries.tiles() * a.storedTiles * kSumTile * kSumTile;
-  const int64_t room = kMostStoredBytes / static_cast<int64_t>(sizeof(T)) / pair, pairs = a.pairs.to;
+  const int64_t room = mostBytes / static_cast<int64_t>(sizeof(T)) / pair, pairs = a.pairs.to;
   if (room == 0) return;
   a.storedPairs = static_cast<int>(divUp(pairs, divUp(pairs, room)));
   a.storedDs = call.arena.take<T>(a.storedPairs * pair);
 }
 
-/// `warpRows`: the keys of a warp of the dk/dv kernel.
+/// `warpRows`: the keys of a warp of the dk/dv kernel. `storedBytes`: as Device's.
 template <typename T, typename Launch>
 void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const void* sums, int warpRows,
-                   Launch launch) {
+                   int64_t storedBytes, Launch launch) {
   AttentionArgs<T> a = commonArgs<T>(call, kernel, p, sums);
   a.dO = rows<T>(call, kernel, p.dO, p.batch, p.queryLength, p.heads, p.valueSize);
   a.dq = outRows<T>(p.dq, p.headSize);
@@ -121,7 +120,7 @@ void backwardTiled(Call& call, Kernel kernel, const AttentionBackward& p, const 
     a.dqSums = call.arena.take<float>(queryRows * (p.headSize + 1));
     a.dqCounts = call.arena.take<int>(queryRows / kSumTile + 1);
   }
-  if (kernel == Kernel::Hopper && !onePass) takeStoredDs(call, a);
+  if (kernel == Kernel::Hopper && !onePass) takeStoredDs(call, a, storedBytes);
   if (kernel == Kernel::Hopper && !onePass && a.storedPairs == 0) {  // its dq kernel computes them
     a.forwardO = rows<T>(call, kernel, p.o, p.batch, p.queryLength, p.heads, p.valueSize);
     a.lse = static_cast<float*>(const_cast<void*>(p.lse.data));
@@ -165,7 +164,7 @@ template <MmaKind kind>
 void backwardMma(Call& call, const AttentionBackward& p, const void* sums) {
   using T = typename MmaElement<kind>::type;
   const int head = paddedHead(p);
-  backwardTiled<T>(call, Kernel::MmaSync, p, sums, tiling(Pass::DkDv, sizeof(T), head).warpRows(),
+  backwardTiled<T>(call, Kernel::MmaSync, p, sums, tiling(Pass::DkDv, sizeof(T), head).warpRows(), 0,
                    [&](const auto& a) { return launchBackwardMma<kind>(a, head, call.stream); });
 }
 
@@ -177,7 +176,7 @@ void forwardHopper(Call& call, const AttentionForward& p, const void* sums, cons
 }
 template <typename T>
 void backwardHopper(Call& call, const AttentionBackward& p, const void* sums, const Device& device) {
-  backwardTiled<T>(call, Kernel::Hopper, p, sums, kHopperWarpRows, [&](const auto& a) {
+  backwardTiled<T>(call, Kernel::Hopper, p, sums, kHopperWarpRows, device.storedBytes, [&](const auto& a) {
     return launchBackwardHopper<T>(a, paddedHead(p), device.multiprocessors, call.stream);
   });
 }
@@ -323,7 +322,11 @@ Result queryDevice(int ordinal, Device* device) {
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, ordinal);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
   if (e != cudaSuccess) return {Status::CudaError, e};
-  *device = {ordinal, major, minor, multiprocessors, static_cast<size_t>(shared)};
+  device->ordinal = ordinal;
+  device->major = major;
+  device->minor = minor;
+  device->multiprocessors = multiprocessors;
+  device->sharedMemoryPerBlock = static_cast<size_t>(shared);
   return {};
 }
 

@@ -140,6 +140,7 @@ struct Case {
   FloatMode mode = FloatMode::Strict;
   int capability = 0;  ///< 75, 80: the kernels of that compute capability; 0: the device's
   bool boolMask = false;
+  int64_t storedBytes = -1;  ///< as Device's; -1: the device's
 };
 
 std::string typeName(const Case& c, const char* type) {
@@ -153,6 +154,7 @@ std::string describe(const Case& c, const char* type) {
     << c.shape.Hkv << " D" << c.shape.D << "/" << c.shape.Dv << " w" << c.shape.window << " decay"
     << (c.hasAlpha ? static_cast<int>(c.decay) : -1) << " mask" << c.mask << " x" << c.inputs << " layout"
     << static_cast<int>(c.layout);
+  if (c.storedBytes >= 0) s << " stored" << c.storedBytes;
   return s.str();
 }
 
@@ -204,6 +206,7 @@ struct Call {
       target.major = c.capability / 10;
       target.minor = c.capability % 10;
     }
+    if (c.storedBytes >= 0) target.storedBytes = c.storedBytes;
     AttentionProblem& p = forward;
     p.type = TypeOf<T>::type;
     p.maskType = c.boolMask ? ElementType::Bool : TypeOf<T>::type;
@@ -339,6 +342,18 @@ void runShapes(FloatMode mode, int capability, bool quick) {
       for (int64_t N : {6, 63, 64, 65, 130, 200}) add(shape(1, N, 531, 2, 2, D, D, 97));
       for (int64_t G : {1, 2, 4, 8}) add(shape(2, 150, 200, 8, 8 / G, D, D, 70));
       add(shape(3, 700, 700, 32, 16, D, D, 130));
+    }
+  // No room for dS, and room for a part of it.
+  if (sizeof(T) == 2 && !capability)
+    for (int64_t bytes : {0, 1 << 20}) {
+      add(shape(3, 700, 700, 32, 16, 128, 128, 130)).storedBytes = bytes;
+      for (int64_t G : {1, 2, 8}) add(shape(2, 150, 200, 8, 8 / G, 128, 128, 70)).storedBytes = bytes;
+      for (Fill f : {Fill::LargeDecay, Fill::Resets}) {
+        Case& c = add(shape(2, 333, 450, 4, 2, 128, 128, 150));
+        c.decay = f;
+        c.mask = 1;
+        c.storedBytes = bytes;
+      }
     }
   // Head sizes, equal and not, multiples of 8 and not.
   for (int64_t D : {1, 8, 20, 32, 64, 72, 96, 128, 136, 200, 256}) add(shape(1, 150, 150, 2, 2, D, D, 70));

@@ -184,7 +184,9 @@ class CudaAccelerator final : public Accelerator {
     const int64_t whole = static_cast<int64_t>(properties.totalGlobalMem);
     const int64_t cache = options.cacheLimit >= 0 ? options.cacheLimit : whole / 4;
     resident_.open(cache);
-    e = memory_.open(options.ordinal, options.memoryLimit > 0 ? options.memoryLimit : whole, cache);
+    const int64_t limit = options.memoryLimit > 0 ? options.memoryLimit : whole;
+    device_.storedBytes = std::min(device_.storedBytes, limit / 16);
+    e = memory_.open(options.ordinal, limit, cache);
     if (e != cudaSuccess) return {Outcome::Failed, name_ + ": " + cudaGetErrorString(e)};
     return {};
   }

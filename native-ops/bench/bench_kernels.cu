@@ -4,10 +4,11 @@
 // gate's own kernel has left (attentionForwardWithSums). ms is the median over repetitions; TFLOP/s counts the band's
 // useful operations only, 4 B H D pairs forward and 3.5 times that forward+backward.
 //
-//   bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once|reruns]...
+//   bench_kernels [--mma] [--stored BYTES] [hopper|rows|lengths|gate|decode|once|reruns]...
 // once: each Hopper row once, for a profiler; reruns: no times, but each of these rows 1,000 times forward and
 // backward, their outputs compared with the first run's bits.
-// --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device.
+// For what follows them: --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device; --stored: bytes
+// of workspace at most for dS (Device::storedBytes), 0 for the two passes.
 #include <cstring>
 
 #include "measure.h"
@@ -227,6 +228,8 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--mma"))
       device.major = 8, device.minor = 0;
+    else if (!std::strcmp(argv[i], "--stored") && i + 1 < argc)
+      device.storedBytes = std::atoll(argv[++i]);
     else if (!std::strcmp(argv[i], "hopper"))
       hopper();
     else if (!std::strcmp(argv[i], "rows"))
@@ -242,7 +245,8 @@ int main(int argc, char** argv) {
     else if (!std::strcmp(argv[i], "reruns"))
       reruns();
     else {
-      std::fprintf(stderr, "usage: bench_kernels [--mma] [hopper|rows|lengths|gate|decode|once|reruns]...\n");
+      std::fprintf(stderr,
+                   "usage: bench_kernels [--mma] [--stored BYTES] [hopper|rows|lengths|gate|decode|once|reruns]...\n");
       return 2;
     }
   }

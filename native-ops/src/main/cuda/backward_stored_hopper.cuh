@@ -1,9 +1,8 @@
 // Backward on Hopper's tensor cores in two passes of 5 products in all, D = 128: dq needs no scores of its own, for the
 // dk/dv pass of backward_hopper.cuh leaves dS in global memory.
 //
-//   dkdvHopperKernel<store>  dv = P^T dO, dk = scale dS^T Q, and dS as 16-bit fragments, just as dk's product takes
-//   them storedDqHopperKernel     dq = scale dS K: a consumer group keeps the dq of 64 queries, tiles of K and of dS
-//   stream
+//   dkdvHopperKernel<store>  dv = P^T dO, dk = scale dS^T Q; leaves dS as 16-bit fragments
+//   storedDqHopperKernel     dq = scale dS K: a group keeps the dq of 64 queries, tiles of K and of dS stream
 //
 // The second pass lives on memory: 2 bytes a score, written once and read once. So that the workspace stays bounded,
 // both passes run for some (batch entry, key/value head) pairs at a time. It is deterministic: each dq is summed in

@@ -5,8 +5,8 @@
 tests=${1:-$(dirname "$0")/../build/cuda}
 tools=("${@:2}")
 ((${#tools[@]})) || tools=(racecheck memcheck initcheck synccheck)
-failures=$(mktemp)
-trap 'rm -f "$failures"' EXIT
+successes=$(mktemp)  # a line each: a check that was killed has none
+trap 'rm -f "$successes"' EXIT
 check() {  # tool, what is run
   local options=(--error-exitcode 3) lines verdict=
   [ "$1" = racecheck ] && options+=(--num-cuda-barriers 512)  # those of a block
@@ -14,7 +14,7 @@ check() {  # tool, what is run
     verdict="FAILED $?, "
   echo "$1: ${*:2}: $verdict$(grep -E "ERROR SUMMARY|RACECHECK SUMMARY|passed,|[Ee]rror:|error detected|at .*cu:" \
     <<< "$lines" | sed 's/=* //' | sort | uniq -c | sort -rn | head -4 | tr '\n' ';')"
-  [ -z "$verdict" ] || echo "$1" >> "$failures"
+  [ -n "$verdict" ] || echo "$1" >> "$successes"
 }
 start() {
   while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done
@@ -29,6 +29,6 @@ for tool in "${tools[@]}"; do
   for only in "${nsa[@]}"; do start "$tool" "$tests/test_nsa" --reruns 1 --multiprocessors 3 --only "$only"; done
 done
 wait
-failed=$(wc -l < "$failures")
+failed=$((${#tools[@]} * (${#kernels[@]} + ${#nsa[@]}) - $(wc -l < "$successes")))
 echo "${#tools[@]} tools, ${#kernels[@]} + ${#nsa[@]} groups each: $failed failed"
 ((!failed))

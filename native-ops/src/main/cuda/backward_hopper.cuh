@@ -5,7 +5,7 @@
 //   dkdvHopperKernel  a consumer group keeps 64 keys (K, V), query tiles stream:    dv = P^T dO, dk = scale dS^T Q,
 //   sums
 //
-// dq also computes each row's delta = dO . o and lse in log2 units, for itself and for dk/dv, which runs after it.
+// In the two passes dq runs first and also computes each row's delta = dO . o and lse in log2 units, for both.
 // P and dS go from accumulators to the next product in registers; both directions of a tile are read from the one copy.
 // The next tile's products are under way while a tile's P is computed. Sums run in registers in a fixed order.
 #pragma once

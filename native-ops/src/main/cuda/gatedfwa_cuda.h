@@ -39,7 +39,7 @@ struct Device {
   int64_t storedBytes = int64_t(4) << 30;  ///< of a backward's workspace at most, for dS (Hopper, head size 128)
 };
 
-/// Reads the properties of device `ordinal`; CudaError if there is none.
+/// Reads the properties of device `ordinal`, and leaves storedBytes as it is; CudaError if there is none.
 Result queryDevice(int ordinal, Device* device);
 
 /// How FLOAT is multiplied. Strict: three TF32 products of split operands, error as plain float32's. Tf32: one product,

@@ -75,22 +75,18 @@ struct AttentionArgs {
   float *columnSums, *warpSums;
   float* rowSums;  ///< row sums of dS, [B, H, queries]: 0 but for rounding, see dalpha.cu
   int boundary, boundarySlots;
-  Rows<T> forwardO;  ///< o of the forward, where the backward's kernels compute delta themselves (Hopper, D = 128)
+  Rows<T> forwardO;  ///< o of the forward, where dq computes delta itself (Hopper's two passes, D = 128)
   // One-pass backward (Hopper, D = 64): of each tile of kSumTile queries, dq so far as accumulators lie with its row
   // sums (D + 1 floats a row), and how many key blocks have added to it; after the last, how many items are taken.
   float* dqSums;
   int* dqCounts;
-  // Stored backward (Hopper, D = 128), see backward_stored_hopper.cuh; of storedPairs pairs at a time.
+  // Stored backward (Hopper, D = 128), see backward_stored_hopper.cuh: dS of storedPairs pairs at a time, of each query
+  // tile with storedTiles key tiles.
   T* storedDs;
   int storedPairs, storedTiles;
 };
 
 inline int64_t divUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/// Tiles of kSumTile keys that a tile of kSumTile queries sees at most.
-inline int keyTilesSeen(int64_t window, int64_t keyLength) {
-  return static_cast<int>((std::min(window, keyLength) + kSumTile - 2) / kSumTile + 1);
-}
 
 /// Hands out 256-byte aligned pieces of the workspace; without a base it only counts.
 class Arena {

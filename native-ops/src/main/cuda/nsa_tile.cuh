@@ -384,12 +384,12 @@ __device__ __forceinline__ void produceKeyTiles(const NsaArgs<T, Rule>& a, const
     ++tail;
   };
   int64_t item = blockIdx.x;
-  uint32_t taken = takeItem();
+  uint32_t itemTaken = takeItem();
   stageChoices(a, units, block, item, 0);
   for (int count = 0; item >= 0; ++count) {
-    const int64_t following = static_cast<int64_t>(gridDim.x) + __shfl_sync(~0u, taken, 0);
+    const int64_t following = static_cast<int64_t>(gridDim.x) + __shfl_sync(~0u, itemTaken, 0);
     const int64_t nextItem = following < items ? following : -1;
-    taken = takeItem();  // of the item after: a round trip to L2
+    itemTaken = takeItem();  // of the item after: a round trip to L2
     const int* staged = nullptr;
     if (stageChoices(a, units, block, nextItem, (count + 1) % 2)) {
       copyWaitAllButOne();

@@ -94,10 +94,10 @@ void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const vo
 /// pair's are too many.
 template <typename T>
 void takeStoredDs(Call& call, AttentionArgs<T>& a, int64_t mostBytes) {
-  a.storedTiles = keyTilesSeen(a.window, a.M);
+  a.storedTiles = (a.window + kSumTile - 2) / kSumTile + 1;  // that a tile of queries sees at most
   const int64_t pair = a.group * a.queries.tiles() * a.storedTiles * kSumTile * kSumTile;
   const int64_t room = mostBytes / static_cast<int64_t>(sizeof(T)) / pair, pairs = a.pairs.to;
-  if (room == 0) return;
+  if (room <= 0) return;
   a.storedPairs = static_cast<int>(divUp(pairs, divUp(pairs, room)));
   a.storedDs = call.arena.take<T>(a.storedPairs * pair);
 }

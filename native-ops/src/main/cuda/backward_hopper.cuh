@@ -269,18 +269,17 @@ __device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const Work
   tilesThatSee(a, x.origin, rows, x.firstTile, x.lastTile);
   return x;
 }
-/// Where dS of a query tile and a key tile is stored: 64 keys x 64 queries as packed accumulators, 16 bytes a lane for
-/// each of its warp's four blocks of 16 keys x 16 queries. `bh`: batch entry and query head; `index`: the query tile.
+/// Where dS of a query tile and a key tile is stored, in 16 bytes: 64 keys x 64 queries as packed accumulators, 16
+/// bytes a lane for each of its warp's four blocks of 16 keys x 16 queries. `bh`: batch entry and query head; `index`:
+/// the query tile. From one query tile to the next it is storedTiles + 1 tiles.
+constexpr int kStoredTile = kSumTile * kSumTile * 2 / 16;
 template <typename T>
-__device__ __forceinline__ T* storedTile(const AttentionArgs<T>& a, int64_t bh, int index, int tile) {
+__device__ __forceinline__ uint32_t storedTile(const AttentionArgs<T>& a, int64_t bh, int index, int tile) {
   const int64_t row =
       (bh - static_cast<int64_t>(a.pairs.from) * a.group) * a.queries.tiles() + index - a.queries.first / kSumTile;
-  return a.storedDs + (row * a.storedTiles + index - tile) * (kSumTile * kSumTile);
+  return static_cast<uint32_t>((row * a.storedTiles + index - tile) * kStoredTile);
 }
-template <typename T>
-__device__ __forceinline__ void storeDs(const AttentionArgs<T>& a, int64_t bh, int index, int tile,
-                                        const uint32_t (&w)[4][4], int warp, int lane) {
-  uint4* const to = reinterpret_cast<uint4*>(storedTile(a, bh, index, tile)) + warp * 128 + lane;
+__device__ __forceinline__ void storeDs(uint4* to, const uint32_t (&w)[4][4]) {
 #pragma unroll
   for (int d = 0; d < 4; ++d) to[32 * d] = make_uint4(w[d][0], w[d][1], w[d][2], w[d][3]);
 }
@@ -477,6 +476,18 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         putWarpSum(false);
         __syncwarp();
       };
+      // Leaves dS, and adds to the column sums, as rounded for dk.
+      [[maybe_unused]] uint32_t leaveAt = store ? storedTile(a, bh, ownFirst, tile) + warpInGroup * 128 + lane : 0;
+      [[maybe_unused]] const auto leaveDs = [&] {
+        storeDs(a.storedDs + leaveAt, weights);
+        leaveAt += (a.storedTiles + 1) * kStoredTile;
+        if constexpr (store) {
+          if (a.columnSums) {
+#pragma unroll
+            for (int d = 0; d < 4; ++d) addRowSums<T>(columnSum, weights[d]);
+          }
+        }
+      };
       passBoundaries();
       waitTile();
       hold(dk);
@@ -550,31 +561,26 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         }
         wgmmaWait<0>();
         packWeights<T>(weights, dp);
-        if constexpr (store) {
-          storeDs(a, bhOf(), index, tile, weights, warpInGroup, lane);
-          if (a.columnSums) {
-#pragma unroll
-            for (int d = 0; d < 4; ++d) addRowSums<T>(columnSum, weights[d]);
-          }
-        }
+        if constexpr (store) leaveDs();
         at.advance();
         if (++index > ownLast) break;
-        passBoundaries();
         multiply(addDk);
+        passBoundaries();
       }
       wgmmaFence();
       addDk();
       wgmmaCommit();
-      wgmmaWait<0>();
-      release(at.previousSlot());
-      if (a.columnSums) {
+      if (a.columnSums) {  // while the last product is under way
         putWarpSum(true);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float column = store ? columnSum[2 * i] : quadSum(columnSum[i]);
-          if (t == 0) a.columnSums[bhOf() * a.keys.length + first + row + 8 * i - a.keys.first] = column;
+          if (t == 0) a.columnSums[bh * a.keys.length + first + row + 8 * i - a.keys.first] = column;
         }
       }
+      wgmmaWait<0>();
+      hold(dk);
+      release(at.previousSlot());
       skipTo(keyWork<rows>(a, work).lastTile + 1);
     }
 
@@ -586,12 +592,12 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     __syncwarp();
     if (lane == 0) work.advance();
     __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t key = key0 + 8 * i;
-      writeRow<T>(dk, i, a.scale, outK + key * a.dk.row, key < a.M, a.dk, t);
-      writeRow<T>(dv, i, 1.f, outV + key * a.dv.row, key < a.M, a.dv, t);
-    }
+    const bool valid[2] = {key0 < a.M, key0 + 8 < a.M};
+    T* const rowsK[2] = {outK + key0 * a.dk.row, outK + (key0 + 8) * a.dk.row};
+    T* const rowsV[2] = {outV + key0 * a.dv.row, outV + (key0 + 8) * a.dv.row};
+    const uint32_t space = block.rowSpace(group, warpInGroup);
+    writeRows<T>(dk, {a.scale, a.scale}, rowsK, valid, a.dk, space, lane);
+    writeRows<T>(dv, {1.f, 1.f}, rowsV, valid, a.dv, space, lane);
   }
 #endif
 }

@@ -271,12 +271,6 @@ __device__ __forceinline__ void storeFour(uint32_t to, const float (&c)[4]) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3])
                : "memory");
 }
-/// A warp's fragment of 16 rows x 16 columns, `to` as for loadMatrix.
-__device__ __forceinline__ void storeMatrix(uint32_t to, const uint32_t (&w)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(w[0]), "r"(w[1]),
-               "r"(w[2]), "r"(w[3])
-               : "memory");
-}
 /// A group's dS^T in shared memory, rows = keys: what wgmma takes as dS by the transposing descriptor.
 __device__ __forceinline__ void storeWeights(uint32_t tile, const uint32_t (&w)[4][4], int warp, int lane) {
   const LaneOffset at = laneOfA<128>(lane);

@@ -86,7 +86,8 @@ __device__ __forceinline__ void produceStored(const AttentionArgs<T>& a, const S
       for (int group = 0; group < Size::consumers; ++group) {
         const StoredDqGroup own(a, x.origin, group);
         if (own.sees(index))
-          copyBulk(block.scores(at.slot, group), storedTile(a, x.bh, own.newest, index), Size::scoreBytes, landed);
+          copyBulk(block.scores(at.slot, group), a.storedDs + storedTile(a, x.bh, own.newest, index), Size::scoreBytes,
+                   landed);
       }
     }
   }

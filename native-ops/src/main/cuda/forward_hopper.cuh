@@ -174,13 +174,19 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       weigh(bias, rowSum, keepScores);
     }
     packWeights<T>(weights, s);
+    // The decay's column terms start the accumulators: behind the softmax (see hold) where the queries are not in
+    // registers, else just before the product.
+    constexpr bool startEarly = !Size::inRegisters;
+    const auto startScores = [&] {
+      if (!decays) return;
+      float term[8][2];
+      loadColumns(term, block.terms[at.slot].suffix, t);
+      startColumns(s, term, -rawPerLog2);
+    };
+    if (startEarly && index > oldest) startScores();
 
     for (--index; index >= oldest; --index) {
-      if (decays) {
-        float term[8][2];
-        loadColumns(term, block.terms[at.slot].suffix, t);
-        startColumns(s, term, -rawPerLog2);
-      }
+      if constexpr (!startEarly) startScores();
       wgmmaFence();
       if constexpr (Size::inRegisters)
         addTiles<T, head>(s, queries, keyTile(), decays);
@@ -214,7 +220,10 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
       for (int d = 0; d < 4; ++d)
 #pragma unroll
         for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(next[d][i])::"memory");
-      if (index > oldest) waitTile();  // here: see hold
+      if (index > oldest) {  // here: see hold
+        waitTile();
+        if constexpr (startEarly) startScores();
+      }
       if (decays) {
         decay[0] += total;
         decay[1] += total;
@@ -244,16 +253,21 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     skipTo(x.oldest - 1);
 
     T* const out = a.o.data + x.b * a.o.batch + x.h * a.o.head;
+    T* rows16[2];
+    float factor[2];
+    bool valid[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float sum = quadSum(rowSum[i]);
       const int p = first + row + 8 * i;
-      const bool valid = p >= offset && p < a.M;
-      if (t == 0 && valid)
+      valid[i] = p >= offset && p < a.M;
+      if (t == 0 && valid[i])
         a.lse[x.b * a.lseBatch + x.h * a.lseHead + (p - offset) * a.lseRow] =
             sum == 0.f ? -infinity<float>() : (rowMax[i] + __log2f(sum)) * static_cast<float>(kLn2);
-      writeRow<T>(o, i, sum == 0.f ? 0.f : __fdividef(1.f, sum), out + (p - offset) * a.o.row, valid, a.o, t);
+      factor[i] = sum == 0.f ? 0.f : __fdividef(1.f, sum);
+      rows16[i] = out + (p - offset) * a.o.row;
     }
+    writeRows<T>(o, factor, rows16, valid, a.o, block.rowSpace(group, warpInGroup), lane);
   }
 #endif
 }

@@ -82,7 +82,7 @@ struct AttentionArgs {
   int* dqCounts;
   // Stored backward (Hopper, D = 128), see backward_stored_hopper.cuh: dS of storedPairs pairs at a time, of each query
   // tile with storedTiles key tiles.
-  T* storedDs;
+  uint4* storedDs;
   int storedPairs, storedTiles;
 };
 

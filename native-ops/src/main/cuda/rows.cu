@@ -40,8 +40,9 @@ constexpr int kThreads = 128;
 template <typename T>
 __global__ void __launch_bounds__(kThreads) rowStatisticsKernel(const __grid_constant__ RowArgs a) {
   constexpr int perChunk = 16 / sizeof(T);
-  const int64_t tiles = a.querySpan / kSumTile, bh = blockIdx.x / tiles, b = bh / a.heads, h = bh % a.heads;
-  const int64_t first = a.queryFirst + blockIdx.x % tiles * kSumTile;
+  // Heads first: in [B, N, H, D] their rows lie side by side, and blocks that run together read whole pages of memory.
+  const int64_t tiles = a.querySpan / kSumTile, h = blockIdx.x % a.heads, b = blockIdx.x / a.heads / tiles;
+  const int64_t bh = b * a.heads + h, first = a.queryFirst + blockIdx.x / a.heads % tiles * kSumTile;
   const T* const o = static_cast<const T*>(a.o.data) + b * a.o.strides[0] + h * a.o.strides[2];
   const T* const dO = static_cast<const T*>(a.dO.data) + b * a.dO.strides[0] + h * a.dO.strides[2];
   constexpr int step = kThreads / kLanes, count = kSumTile / step;

@@ -4,8 +4,9 @@
 namespace gatedfwa::cuda {
 namespace {
 
-constexpr int64_t kDecodeQueries = 4;    ///< up to here the keys are split
-constexpr double kSmallestScale = 1e-4;  ///< decays are divided by the scale in the tensor-core kernels
+constexpr int64_t kDecodeQueries = 4;        ///< up to here the keys are split
+constexpr int64_t kMostStored = 16ll << 31;  ///< bytes of dS: it is addressed in 16 bytes
+constexpr double kSmallestScale = 1e-4;      ///< decays are divided by the scale in the tensor-core kernels
 
 int paddedHead(const AttentionProblem& p) {
   const int64_t d = std::max(p.headSize, p.valueSize);
@@ -95,11 +96,11 @@ void forwardTiled(Call& call, Kernel kernel, const AttentionForward& p, const vo
 template <typename T>
 void takeStoredDs(Call& call, AttentionArgs<T>& a, int64_t mostBytes) {
   a.storedTiles = (a.window + kSumTile - 2) / kSumTile + 1;  // that a tile of queries sees at most
-  const int64_t pair = a.group * a.queries.tiles() * a.storedTiles * kSumTile * kSumTile;
-  const int64_t room = mostBytes / static_cast<int64_t>(sizeof(T)) / pair, pairs = a.pairs.to;
+  const int64_t pair = a.group * a.queries.tiles() * a.storedTiles * kSumTile * kSumTile * 2;
+  const int64_t room = std::min(mostBytes, kMostStored) / pair, pairs = a.pairs.to;
   if (room <= 0) return;
   a.storedPairs = static_cast<int>(divUp(pairs, divUp(pairs, room)));
-  a.storedDs = call.arena.take<T>(a.storedPairs * pair);
+  a.storedDs = call.arena.take<uint4>(a.storedPairs * pair / static_cast<int64_t>(sizeof(uint4)));
 }
 
 /// `warpRows`: the keys of a warp of the dk/dv kernel. `storedBytes`: as Device's.

@@ -96,8 +96,29 @@ __device__ __forceinline__ void writeTile(const float (&c)[rowBlocks][head / 8][
   }
 }
 
+/// Writes 16-byte chunks t, 4 + t, 8 + t, .. of a row of an output. `padded`: the output may be narrower.
+template <typename T, bool padded = false, int count>
+__device__ __forceinline__ void writeChunks(const uint32_t (&v)[count][4], T* row, bool valid, const OutRows<T>& out,
+                                            int t) {
+  if (!valid) return;
+  if (out.vector) {
+#pragma unroll
+    for (int m = 0; m < count; ++m)
+      if (!padded || (4 * m + t) * 8 < out.width)
+        *reinterpret_cast<uint4*>(row + (4 * m + t) * 8) = make_uint4(v[m][0], v[m][1], v[m][2], v[m][3]);
+  } else {
+#pragma unroll
+    for (int m = 0; m < count; ++m)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (padded && (4 * m + t) * 8 + e >= out.width) continue;
+        const unsigned short bits = static_cast<unsigned short>(v[m][e / 2] >> (16 * (e % 2)));
+        row[((4 * m + t) * 8 + e) * out.element] = *reinterpret_cast<const T*>(&bits);
+      }
+  }
+}
 /// Writes row half `i` of a warp's accumulators, times `factor`, to a row of an output. The lanes of a quad exchange
-/// their columns, so that each writes 16 bytes. `padded`: the output may be narrower than the accumulators.
+/// their columns, so that each writes 16 bytes.
 template <typename T, bool padded = false, int blocks>
 __device__ __forceinline__ void writeRow(const float (&c)[blocks][4], int i, float factor, T* row, bool valid,
                                          const OutRows<T>& out, int t) {
@@ -118,22 +139,7 @@ __device__ __forceinline__ void writeRow(const float (&c)[blocks][4], int i, flo
       (t & 1 ? v[m][j] : v[m][j + 1]) = got;
     }
   }
-  if (!valid) return;
-  if (out.vector) {
-#pragma unroll
-    for (int m = 0; m < blocks / 4; ++m)
-      if (!padded || (4 * m + t) * 8 < out.width)
-        *reinterpret_cast<uint4*>(row + (4 * m + t) * 8) = make_uint4(v[m][0], v[m][1], v[m][2], v[m][3]);
-  } else {
-#pragma unroll
-    for (int m = 0; m < blocks / 4; ++m)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (padded && (4 * m + t) * 8 + e >= out.width) continue;
-        const unsigned short bits = static_cast<unsigned short>(v[m][e / 2] >> (16 * (e % 2)));
-        row[((4 * m + t) * 8 + e) * out.element] = *reinterpret_cast<const T*>(&bits);
-      }
-  }
+  writeChunks<T, padded>(v, row, valid, out, t);
 }
 
 /// The larger / the sum over the four lanes that share an accumulator row.

@@ -79,6 +79,9 @@ struct HopperTiling {
   bool inRegisters;
 };
 
+/// A warp's 16 rows x 32 columns of an output, bytes.
+constexpr int kRowSpace = 16 * 32 * 2;
+
 /// 16-bit elements; `head` 64 (forward alone: the backward is OnePassTile) or 128.
 constexpr HopperTiling hopperTiling(Pass pass, int head) {
   switch (pass) {
@@ -106,7 +109,8 @@ struct HopperTile {
   static constexpr int termBytes = pass == Pass::DkDv ? 1040 : 544;  ///< of a stage
   static constexpr int barriers = 3 * stages + 4 * consumers;
   static constexpr int warpBytes = pass == Pass::DkDv ? 64 : 0;  ///< a warp's own, where registers are short
-  static constexpr int shared = (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes +
+  static constexpr int rowBytes = pass == Pass::Dq ? 0 : 4 * consumers * kRowSpace;  ///< for outputs on their way
+  static constexpr int shared = (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes + rowBytes +
                                 8 * barriers + threads / 32 * warpBytes;
   static_assert(shared <= 227 * 1024, "a Hopper tile does not fit");
   static_assert(consumers * consumerRegisters + producerRegisters <= 65536 / threads / 8 * 8 * (1 + consumers),

@@ -4,11 +4,13 @@
 // gate's own kernel has left (attentionForwardWithSums). ms is the median over repetitions; TFLOP/s counts the band's
 // useful operations only, 4 B H D pairs forward and 3.5 times that forward+backward.
 //
-//   bench_kernels [--mma] [--stored BYTES] [hopper|rows|lengths|gate|decode|once|reruns]...
+//   bench_kernels [--mma] [--stored BYTES] [--pause MS] [--zeros] [hopper|rows|lengths|gate|decode|once|reruns]...
 // once: each Hopper row once, for a profiler; reruns: no times, but each of these rows 1,000 times forward and
 // backward, their outputs compared with the first run's bits.
 // For what follows them: --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device; --stored: bytes
-// of workspace at most for dS (Device::storedBytes), 0 for the two passes.
+// of workspace at most for dS (Device::storedBytes), 0 for the two passes. Two that tell what the card's power limit
+// costs, which lowers the clock under lasting load: --pause: milliseconds of rest after each timed run; --zeros: Q, K,
+// V and dO are 0, so that the same instructions take little power.
 #include <cstring>
 
 #include "measure.h"
@@ -22,6 +24,7 @@ namespace {
 
 Device device;
 bool comparing = false;  ///< compare the outputs of many runs, and time nothing
+bool zeros = false;      ///< q, k, v and dO are 0
 
 template <typename T>
 struct Buffer {
@@ -32,8 +35,8 @@ struct Buffer {
   Buffer(const Buffer&) = delete;
   Input in(int64_t n1, int64_t n2, int64_t n3) const { return {data, {n1 * n2 * n3, n2 * n3, n3, 1}}; }
   Output out(int64_t n1, int64_t n2, int64_t n3) const { return {data, {n1 * n2 * n3, n2 * n3, n3, 1}}; }
-  void fill(int64_t n0, int64_t n1, int64_t n2, int64_t n3, Fill f, uint64_t seed) {
-    fillKernel<<<4096, 256>>>(data, n0, n1, n2, n3, n1 * n2 * n3, n2 * n3, n3, int64_t(1), f, seed, 1.0);
+  void fill(int64_t n0, int64_t n1, int64_t n2, int64_t n3, Fill f, uint64_t seed, double scale = 1) {
+    fillKernel<<<4096, 256>>>(data, n0, n1, n2, n3, n1 * n2 * n3, n2 * n3, n3, int64_t(1), f, seed, scale);
     CHECK(cudaGetLastError());
   }
 };
@@ -49,9 +52,10 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
            int64_t N, int64_t M, int64_t D, int64_t w, bool gate, bool backward, bool readySums = false) {
   Buffer<T> q(B * N * H * D), k(B * M * Hkv * D), v(B * M * Hkv * D), o(B * N * H * D);
   Buffer<float> alpha(B * M * H), lse(B * H * N), dalpha(B * M * H);
-  q.fill(B, N, H, D, Fill::Normal, 1);
-  k.fill(B, M, Hkv, D, Fill::Normal, 2);
-  v.fill(B, M, Hkv, D, Fill::Normal, 3);
+  const double scale = zeros ? 0 : 1;
+  q.fill(B, N, H, D, Fill::Normal, 1, scale);
+  k.fill(B, M, Hkv, D, Fill::Normal, 2, scale);
+  v.fill(B, M, Hkv, D, Fill::Normal, 3, scale);
   alpha.fill(B, M, H, 1, Fill::SmallDecay, 4);
   AttentionForward f;
   static_cast<AttentionProblem&>(f) = {type,
@@ -112,7 +116,7 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
   }
   if (!backward) return;
   Buffer<T> dO(B * N * H * D), dq(B * N * H * D), dk(B * M * Hkv * D), dv(B * M * Hkv * D);
-  dO.fill(B, N, H, D, Fill::Normal, 5);
+  dO.fill(B, N, H, D, Fill::Normal, 5, scale);
   AttentionBackward g;
   static_cast<AttentionProblem&>(g) = f;
   g.o = o.in(N, H, D);
@@ -230,6 +234,10 @@ int main(int argc, char** argv) {
       device.major = 8, device.minor = 0;
     else if (!std::strcmp(argv[i], "--stored") && i + 1 < argc)
       device.storedBytes = std::atoll(argv[++i]);
+    else if (!std::strcmp(argv[i], "--pause") && i + 1 < argc)
+      pauseMs = std::atoi(argv[++i]);
+    else if (!std::strcmp(argv[i], "--zeros"))
+      zeros = true;
     else if (!std::strcmp(argv[i], "hopper"))
       hopper();
     else if (!std::strcmp(argv[i], "rows"))
@@ -246,7 +254,8 @@ int main(int argc, char** argv) {
       reruns();
     else {
       std::fprintf(stderr,
-                   "usage: bench_kernels [--mma] [--stored BYTES] [hopper|rows|lengths|gate|decode|once|reruns]...\n");
+                   "usage: bench_kernels [--mma] [--stored BYTES] [--pause MS] [--zeros] "
+                   "[hopper|rows|lengths|gate|decode|once|reruns]...\n");
       return 2;
     }
   }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <thread>
 #include <vector>
 
 #include "device_array.h"
@@ -14,6 +16,7 @@
 namespace gatedfwa::measure {
 
 inline bool profiling = false;  ///< each body once, without a warm-up
+inline int pauseMs = 0;         ///< a rest after each timed run, in which the card does not reach its power limit
 inline int differing = 0;       ///< bodies whose reruns differed
 
 /// Milliseconds on the device: the median of as many runs as fill 0.2 s, 7 to 100.
@@ -28,6 +31,7 @@ inline double milliseconds(const std::function<void()>& body) {
     CHECK(cudaEventSynchronize(stop));
     float ms;
     CHECK(cudaEventElapsedTime(&ms, start, stop));
+    std::this_thread::sleep_for(std::chrono::milliseconds(pauseMs));
     return static_cast<double>(ms);
   };
   std::vector<double> times(1);

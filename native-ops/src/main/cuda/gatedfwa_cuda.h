@@ -37,6 +37,11 @@ struct Device {
   int multiprocessors = 0;
   size_t sharedMemoryPerBlock = 0;         ///< with opt-in, bytes
   int64_t storedBytes = int64_t(4) << 30;  ///< of a backward's workspace at most, for dS (Hopper, head size 128)
+
+  /// For callers that may use `memory` bytes of the device: a sixteenth of them at most for dS.
+  void limitMemory(int64_t memory) {
+    if (storedBytes > memory / 16) storedBytes = memory / 16;
+  }
 };
 
 /// Reads the properties of device `ordinal`, and leaves storedBytes as it is; CudaError if there is none.

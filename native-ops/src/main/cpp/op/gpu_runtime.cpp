@@ -3,6 +3,7 @@
 #include <atomic>
 #include <mutex>
 #include <variant>
+#include <vector>
 
 #include "kernel_door.h"
 #include "op/backend.h"
@@ -15,6 +16,7 @@ constexpr int kOldest = 75;  ///< compute capability x 10 of the oldest device t
 
 std::atomic<cuda::FloatMode> floatMode{cuda::FloatMode::Strict};
 std::atomic<int64_t> calls{0};
+std::vector<int64_t> deviceMemory;  ///< bytes, by ordinal; written by open() alone
 std::mutex decisionLock;
 std::string decision;
 
@@ -38,29 +40,31 @@ cuda::Device currentDevice() {
   cuda::Device device;
   const cuda::Result result = cuda::queryDevice(ordinal, &device);
   if (!result) fail("cuda:" + std::to_string(ordinal), result.cuda);
+  if (static_cast<size_t>(ordinal) < deviceMemory.size()) device.limitMemory(deviceMemory[ordinal]);
   return device;
 }
 
 /// Device memory for the time of one call, in the order of the call's stream.
 class Scratch {
  public:
-  Scratch(const cuda::Device& device, size_t bytes, cudaStream_t stream) : bytes_(bytes), stream_(stream) {
-    if (bytes == 0) return;
-    const cudaError_t e = cudaMallocAsync(&data_, bytes, stream);
-    if (e != cudaSuccess) fail(nameOf(device) + ", " + std::to_string(bytes) + " bytes of scratch memory", e);
-  }
+  explicit Scratch(cudaStream_t stream) : stream_(stream) {}
   ~Scratch() {
     if (data_ != nullptr) cudaFreeAsync(data_, stream_);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
+  /// Once, or again after an error.
+  cudaError_t take(size_t bytes) {
+    bytes_ = bytes;
+    return bytes ? cudaMallocAsync(&data_, bytes, stream_) : cudaSuccess;
+  }
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
  private:
   void* data_ = nullptr;
-  size_t bytes_;
+  size_t bytes_ = 0;
   cudaStream_t stream_;
 };
 
@@ -74,8 +78,10 @@ std::string open(const Settings& settings) {
   }
   const cuda::Device device = currentDevice();
   cudaDeviceProp properties{};
+  deviceMemory.assign(count, 0);
   for (int ordinal = 0; ordinal < count; ordinal++) {
     cudaError_t e = cudaGetDeviceProperties(&properties, ordinal);
+    if (e == cudaSuccess) deviceMemory[ordinal] = static_cast<int64_t>(properties.totalGlobalMem);
     cudaMemPool_t pool = nullptr;
     uint64_t kept = settings.scratchLimit >= 0 ? static_cast<uint64_t>(settings.scratchLimit)
                                                : static_cast<uint64_t>(properties.totalGlobalMem) / 4;
@@ -94,7 +100,7 @@ std::string open(const Settings& settings) {
 }
 
 void run(const KernelCall& call, cudaStream_t stream) {
-  const cuda::Device device = currentDevice();
+  cuda::Device device = currentDevice();
   const cuda::FloatMode mode = floatMode;
   std::visit(
       [&](const auto& params) {
@@ -105,7 +111,15 @@ void run(const KernelCall& call, cudaStream_t stream) {
           const std::lock_guard<std::mutex> guard(decisionLock);
           decision = description + ": " + nameOf(device) + ", " + selection.reason;
         }
-        const Scratch scratch(device, cuda::workspace(params, device, mode), stream);
+        Scratch scratch(stream);
+        cudaError_t e = scratch.take(cuda::workspace(params, device, mode));
+        if (e == cudaErrorMemoryAllocation) {  // once more, with the least that does
+          cudaGetLastError();
+          device.storedBytes = 0;
+          e = scratch.take(cuda::workspace(params, device, mode));
+        }
+        if (e != cudaSuccess)
+          fail(nameOf(device) + ", " + std::to_string(scratch.bytes()) + " bytes of scratch memory", e);
         const cuda::Result result = cuda::launch(params, device, mode, scratch.data(), scratch.bytes(), stream);
         if (!result) fail(nameOf(device), result.cuda);
       },

@@ -185,7 +185,7 @@ class CudaAccelerator final : public Accelerator {
     const int64_t cache = options.cacheLimit >= 0 ? options.cacheLimit : whole / 4;
     resident_.open(cache);
     const int64_t limit = options.memoryLimit > 0 ? options.memoryLimit : whole;
-    device_.storedBytes = std::min(device_.storedBytes, limit / 16);
+    device_.limitMemory(limit);
     e = memory_.open(options.ordinal, limit, cache);
     if (e != cudaSuccess) return {Outcome::Failed, name_ + ": " + cudaGetErrorString(e)};
     return {};
@@ -249,11 +249,16 @@ class CudaAccelerator final : public Accelerator {
   template <typename Params>
   Outcome runKernels(const Params& params, const Executor& executor) {
     KernelJob job(params);
+    const auto device = [&] {
+      Device x = device_;
+      if (job.leastMemory) x.storedBytes = 0;
+      return x;
+    };
     job.workspace = [&](const PieceRange& range) {
-      return static_cast<int64_t>(workspace(job.piece(range), device_, mode_));
+      return static_cast<int64_t>(workspace(job.piece(range), device(), mode_));
     };
     job.launch = [&](const PieceRange& range, void* memory, int64_t bytes, cudaStream_t stream) {
-      return launch(job.piece(range), device_, mode_, memory, static_cast<size_t>(bytes), stream);
+      return launch(job.piece(range), device(), mode_, memory, static_cast<size_t>(bytes), stream);
     };
     const Outcome outcome = execute(job, executor);
     if (kIsGate<Params> || outcome.status != Outcome::Done) return outcome;
@@ -307,6 +312,7 @@ class CudaAccelerator final : public Accelerator {
         for (Operand& operand : job.operands) operand.array.reset();
         resident_.clear();
         memory_.trim();
+        job.leastMemory = true;
         outcome = runJob(job, memory_, *lane, device_.ordinal, executor, used);
       }
       return failed(std::move(outcome));

@@ -10,7 +10,7 @@
 // For what follows them: --mma: the kernels of compute capability 8.0 (mma.sync), whatever the device; --stored: bytes
 // of workspace at most for dS (Device::storedBytes), 0 for the two passes. Two that tell what the card's power limit
 // costs, which lowers the clock under lasting load: --pause: milliseconds of rest after each timed run; --zeros: Q, K,
-// V and dO are 0, so that the same instructions take little power.
+// V and dO are 0 or -0, so that the same instructions take little power.
 #include <cstring>
 
 #include "measure.h"
@@ -35,8 +35,8 @@ struct Buffer {
   Buffer(const Buffer&) = delete;
   Input in(int64_t n1, int64_t n2, int64_t n3) const { return {data, {n1 * n2 * n3, n2 * n3, n3, 1}}; }
   Output out(int64_t n1, int64_t n2, int64_t n3) const { return {data, {n1 * n2 * n3, n2 * n3, n3, 1}}; }
-  void fill(int64_t n0, int64_t n1, int64_t n2, int64_t n3, Fill f, uint64_t seed, double scale = 1) {
-    fillKernel<<<4096, 256>>>(data, n0, n1, n2, n3, n1 * n2 * n3, n2 * n3, n3, int64_t(1), f, seed, scale);
+  void fill(int64_t n0, int64_t n1, int64_t n2, int64_t n3, Fill f, uint64_t seed, double factor = 1) {
+    fillKernel<<<4096, 256>>>(data, n0, n1, n2, n3, n1 * n2 * n3, n2 * n3, n3, int64_t(1), f, seed, factor);
     CHECK(cudaGetLastError());
   }
 };
@@ -52,10 +52,10 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
            int64_t N, int64_t M, int64_t D, int64_t w, bool gate, bool backward, bool readySums = false) {
   Buffer<T> q(B * N * H * D), k(B * M * Hkv * D), v(B * M * Hkv * D), o(B * N * H * D);
   Buffer<float> alpha(B * M * H), lse(B * H * N), dalpha(B * M * H);
-  const double scale = zeros ? 0 : 1;
-  q.fill(B, N, H, D, Fill::Normal, 1, scale);
-  k.fill(B, M, Hkv, D, Fill::Normal, 2, scale);
-  v.fill(B, M, Hkv, D, Fill::Normal, 3, scale);
+  const double factor = zeros ? 0 : 1;
+  q.fill(B, N, H, D, Fill::Normal, 1, factor);
+  k.fill(B, M, Hkv, D, Fill::Normal, 2, factor);
+  v.fill(B, M, Hkv, D, Fill::Normal, 3, factor);
   alpha.fill(B, M, H, 1, Fill::SmallDecay, 4);
   AttentionForward f;
   static_cast<AttentionProblem&>(f) = {type,
@@ -116,7 +116,7 @@ void bench(const char* name, const char* typeName, ElementType type, FloatMode m
   }
   if (!backward) return;
   Buffer<T> dO(B * N * H * D), dq(B * N * H * D), dk(B * M * Hkv * D), dv(B * M * Hkv * D);
-  dO.fill(B, N, H, D, Fill::Normal, 5, scale);
+  dO.fill(B, N, H, D, Fill::Normal, 5, factor);
   AttentionBackward g;
   static_cast<AttentionProblem&>(g) = f;
   g.o = o.in(N, H, D);

@@ -16,7 +16,7 @@
 namespace gatedfwa::measure {
 
 inline bool profiling = false;  ///< each body once, without a warm-up
-inline int pauseMs = 0;         ///< a rest after each timed run, in which the card does not reach its power limit
+inline int pauseMs = 0;         ///< of rest after each timed run, so that the card stays below its power limit
 inline int differing = 0;       ///< bodies whose reruns differed
 
 /// Milliseconds on the device: the median of as many runs as fill 0.2 s, 7 to 100.

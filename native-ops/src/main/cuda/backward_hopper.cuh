@@ -269,10 +269,10 @@ __device__ __forceinline__ KeyWork keyWork(const AttentionArgs<T>& a, const Work
   tilesThatSee(a, x.origin, rows, x.firstTile, x.lastTile);
   return x;
 }
-/// Where dS of a query tile and a key tile is stored, in 16 bytes: 64 keys x 64 queries as packed accumulators, 16
-/// bytes a lane for each of its warp's four blocks of 16 keys x 16 queries. `bh`: batch entry and query head; `index`:
-/// the query tile. From one query tile to the next it is storedTiles + 1 tiles.
-constexpr int kStoredTile = kSumTile * kSumTile * 2 / 16;
+constexpr int kStoredTile = kSumTile * kSumTile * 2 / 16;  ///< a tile of dS, in units of 16 bytes
+/// Where dS of a query tile and a key tile is stored, in units of 16 bytes: 64 keys x 64 queries as packed
+/// accumulators, 16 bytes a lane for each of its warp's four blocks of 16 keys x 16 queries. `bh`: batch entry and
+/// query head; `index`: the query tile. From one query tile to the next it is storedTiles + 1 tiles.
 template <typename T>
 __device__ __forceinline__ uint32_t storedTile(const AttentionArgs<T>& a, int64_t bh, int index, int tile) {
   const int64_t row =
@@ -478,10 +478,10 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       };
       // Leaves dS, and adds to the column sums, as rounded for dk.
       [[maybe_unused]] uint32_t leaveAt = store ? storedTile(a, bh, ownFirst, tile) + warpInGroup * 128 + lane : 0;
-      [[maybe_unused]] const auto leaveDs = [&] {
-        storeDs(a.storedDs + leaveAt, weights);
-        leaveAt += (a.storedTiles + 1) * kStoredTile;
+      const auto leaveDs = [&] {
         if constexpr (store) {
+          storeDs(a.storedDs + leaveAt, weights);
+          leaveAt += (a.storedTiles + 1) * kStoredTile;
           if (a.columnSums) {
 #pragma unroll
             for (int d = 0; d < 4; ++d) addRowSums<T>(columnSum, weights[d]);
@@ -561,7 +561,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         }
         wgmmaWait<0>();
         packWeights<T>(weights, dp);
-        if constexpr (store) leaveDs();
+        leaveDs();
         at.advance();
         if (++index > ownLast) break;
         multiply(addDk);
@@ -578,8 +578,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
           if (t == 0) a.columnSums[bh * a.keys.length + first + row + 8 * i - a.keys.first] = column;
         }
       }
+      __syncwarp();
       wgmmaWait<0>();
-      hold(dk);
       release(at.previousSlot());
       skipTo(keyWork<rows>(a, work).lastTile + 1);
     }
@@ -596,8 +596,8 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
     T* const rowsK[2] = {outK + key0 * a.dk.row, outK + (key0 + 8) * a.dk.row};
     T* const rowsV[2] = {outV + key0 * a.dv.row, outV + (key0 + 8) * a.dv.row};
     const uint32_t space = block.rowSpace(group, warpInGroup);
-    writeRows<T>(dk, {a.scale, a.scale}, rowsK, valid, a.dk, space, lane);
-    writeRows<T>(dv, {1.f, 1.f}, rowsV, valid, a.dv, space, lane);
+    writeRowsShared<T>(dk, {a.scale, a.scale}, rowsK, valid, a.dk, space, lane);
+    writeRowsShared<T>(dv, {1.f, 1.f}, rowsV, valid, a.dv, space, lane);
   }
 #endif
 }

@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
     skipTo(x.oldest - 1);
 
     T* const out = a.o.data + x.b * a.o.batch + x.h * a.o.head;
-    T* rows16[2];
+    T* rowsO[2];
     float factor[2];
     bool valid[2];
 #pragma unroll
@@ -265,9 +265,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::Forward, head>::threads, 1)
         a.lse[x.b * a.lseBatch + x.h * a.lseHead + (p - offset) * a.lseRow] =
             sum == 0.f ? -infinity<float>() : (rowMax[i] + __log2f(sum)) * static_cast<float>(kLn2);
       factor[i] = sum == 0.f ? 0.f : __fdividef(1.f, sum);
-      rows16[i] = out + (p - offset) * a.o.row;
+      rowsO[i] = out + (p - offset) * a.o.row;
     }
-    writeRows<T>(o, factor, rows16, valid, a.o, block.rowSpace(group, warpInGroup), lane);
+    writeRowsShared<T>(o, factor, rowsO, valid, a.o, block.rowSpace(group, warpInGroup), lane);
   }
 #endif
 }

@@ -312,6 +312,8 @@ __device__ __forceinline__ void loadRows(uint32_t (&x)[head / 16][4], uint32_t t
     loadMatrix(x[d], fragmentAddress<128>(tile + (d / 4) * kPanelBytes + warp * 16 * 128, at, 0, (d % 4) * 32));
 }
 
+// ---- outputs
+
 /// A warp's fragment of 16 rows x 16 columns, `to` as for loadMatrix.
 __device__ __forceinline__ void storeMatrix(uint32_t to, const uint32_t (&w)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(w[0]), "r"(w[1]),
@@ -321,14 +323,16 @@ __device__ __forceinline__ void storeMatrix(uint32_t to, const uint32_t (&w)[4])
 /// Writes a warp's accumulators, 16 rows, to the rows `row` of the thread's row halves, each times its factor. They go
 /// by way of `space`, kRowSpace bytes of the warp's own, so that each lane writes 16 bytes.
 template <typename T, int blocks>
-__device__ __forceinline__ void writeRows(const float (&c)[blocks][4], const float (&factor)[2], T* const (&row)[2],
-                                          const bool (&valid)[2], const OutRows<T>& out, uint32_t space, int lane) {
+__device__ __forceinline__ void writeRowsShared(const float (&c)[blocks][4], const float (&factor)[2],
+                                                T* const (&row)[2], const bool (&valid)[2], const OutRows<T>& out,
+                                                uint32_t space, int lane) {
   // Chunk j of row r lies at 64 r + 16 (j ^ (r / 2) % 4): no bank conflicts, by rows of a matrix or by chunks of a row.
   const uint32_t put = space + lane % 8 * 64 + (lane / 8 ^ lane / 2 % 4) * 16;
   const uint32_t get = space + lane / 4 * 64 + (lane % 4 ^ lane / 8) * 16;
   uint32_t v[2][blocks / 4][4];
 #pragma unroll
   for (int m = 0; m < blocks / 4; ++m) {
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint32_t w[4];
@@ -344,7 +348,6 @@ __device__ __forceinline__ void writeRows(const float (&c)[blocks][4], const flo
                    : "=r"(v[i][m][0]), "=r"(v[i][m][1]), "=r"(v[i][m][2]), "=r"(v[i][m][3])
                    : "r"(get + i * 512)
                    : "memory");
-    __syncwarp();
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) writeChunks<T>(v[i], row[i], valid[i], out, lane % 4);
@@ -405,8 +408,8 @@ struct Ring {
   __device__ __forceinline__ int previousSlot() const { return slot == 0 ? stages - 1 : slot - 1; }
 };
 
-/// Shared memory of a block: each consumer group's stationary tiles, the ring (two tiles a stage), a stage's terms, the
-/// barriers, and 64 bytes a warp.
+/// Shared memory of a block: each consumer group's stationary tiles, the ring (two tiles a stage), a stage's terms,
+/// kRowSpace for each consumer warp, the barriers, and 64 bytes a warp.
 template <typename Size, typename Terms>
 struct HopperBlock {
   uint32_t stationary, ring, barriers;
@@ -415,11 +418,11 @@ struct HopperBlock {
   __device__ __forceinline__ explicit HopperBlock(unsigned char* shared)
       : stationary(sharedAddress(shared)),
         ring(stationary + Size::consumers * Size::stationaryTiles * Size::tileBytes),
-        barriers(ring + Size::stages * (2 * Size::tileBytes + static_cast<int>(sizeof(Terms))) + Size::rowBytes),
+        barriers(ring + Size::stages * (2 * Size::tileBytes + static_cast<int>(sizeof(Terms))) + Size::rowSpaces),
         terms(reinterpret_cast<Terms*>(shared + Size::consumers * Size::stationaryTiles * Size::tileBytes +
                                        Size::stages * 2 * Size::tileBytes)) {}
   __device__ __forceinline__ void* warpSpace(int warp) const {
-    return reinterpret_cast<char*>(terms + Size::stages) + Size::rowBytes + 8 * Size::barriers + 64 * warp;
+    return reinterpret_cast<char*>(terms + Size::stages) + Size::rowSpaces + 8 * Size::barriers + 64 * warp;
   }
   /// kRowSpace bytes of a consumer warp's own.
   __device__ __forceinline__ uint32_t rowSpace(int group, int warpInGroup) const {

@@ -5,7 +5,7 @@ namespace gatedfwa::cuda {
 namespace {
 
 constexpr int64_t kDecodeQueries = 4;        ///< up to here the keys are split
-constexpr int64_t kMostStored = 16ll << 31;  ///< bytes of dS: it is addressed in 16 bytes
+constexpr int64_t kMostStored = 16ll << 31;  ///< bytes of dS: 32-bit offsets, in 16 bytes, that step past its end
 constexpr double kSmallestScale = 1e-4;      ///< decays are divided by the scale in the tensor-core kernels
 
 int paddedHead(const AttentionProblem& p) {

@@ -109,9 +109,9 @@ struct HopperTile {
   static constexpr int termBytes = pass == Pass::DkDv ? 1040 : 544;  ///< of a stage
   static constexpr int barriers = 3 * stages + 4 * consumers;
   static constexpr int warpBytes = pass == Pass::DkDv ? 64 : 0;  ///< a warp's own, where registers are short
-  static constexpr int rowBytes = pass == Pass::Dq ? 0 : 4 * consumers * kRowSpace;  ///< for outputs on their way
-  static constexpr int shared = (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes + rowBytes +
-                                8 * barriers + threads / 32 * warpBytes;
+  static constexpr int rowSpaces = pass == Pass::Dq ? 0 : 4 * consumers * kRowSpace;  ///< for outputs on their way
+  static constexpr int shared = (consumers * stationaryTiles + 2 * stages) * tileBytes + stages * termBytes +
+                                rowSpaces + 8 * barriers + threads / 32 * warpBytes;
   static_assert(shared <= 227 * 1024, "a Hopper tile does not fit");
   static_assert(consumers * consumerRegisters + producerRegisters <= 65536 / threads / 8 * 8 * (1 + consumers),
                 "more registers than the block starts with");

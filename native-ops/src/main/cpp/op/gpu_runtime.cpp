@@ -40,7 +40,8 @@ cuda::Device currentDevice() {
   cuda::Device device;
   const cuda::Result result = cuda::queryDevice(ordinal, &device);
   if (!result) fail("cuda:" + std::to_string(ordinal), result.cuda);
-  if (static_cast<size_t>(ordinal) < deviceMemory.size()) device.limitMemory(deviceMemory[ordinal]);
+  if (static_cast<size_t>(ordinal) < deviceMemory.size() && deviceMemory[ordinal] > 0)
+    device.limitMemory(deviceMemory[ordinal]);
   return device;
 }
 
@@ -57,7 +58,9 @@ class Scratch {
   /// Once, or again after an error.
   cudaError_t take(size_t bytes) {
     bytes_ = bytes;
-    return bytes ? cudaMallocAsync(&data_, bytes, stream_) : cudaSuccess;
+    const cudaError_t e = bytes ? cudaMallocAsync(&data_, bytes, stream_) : cudaSuccess;
+    if (e != cudaSuccess) data_ = nullptr;
+    return e;
   }
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
@@ -113,10 +116,11 @@ void run(const KernelCall& call, cudaStream_t stream) {
         }
         Scratch scratch(stream);
         cudaError_t e = scratch.take(cuda::workspace(params, device, mode));
-        if (e == cudaErrorMemoryAllocation) {  // once more, with the least that does
+        if (e == cudaErrorMemoryAllocation) {  // once more, without room for dS
           cudaGetLastError();
           device.storedBytes = 0;
-          e = scratch.take(cuda::workspace(params, device, mode));
+          const size_t less = cuda::workspace(params, device, mode);
+          if (less < scratch.bytes()) e = scratch.take(less);
         }
         if (e != cudaSuccess)
           fail(nameOf(device) + ", " + std::to_string(scratch.bytes()) + " bytes of scratch memory", e);

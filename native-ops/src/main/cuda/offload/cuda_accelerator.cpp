@@ -309,11 +309,14 @@ class CudaAccelerator final : public Accelerator {
       Outcome outcome = runJob(job, memory_, *lane, device_.ordinal, executor, used);
       if (outcome.status == Outcome::OutOfMemory) {
         // What earlier calls left is worth less than this call.
-        for (Operand& operand : job.operands) operand.array.reset();
         resident_.clear();
-        memory_.trim();
-        job.leastMemory = true;
-        outcome = runJob(job, memory_, *lane, device_.ordinal, executor, used);
+        for (const bool least : {false, true}) {
+          if (outcome.status != Outcome::OutOfMemory) break;
+          for (Operand& operand : job.operands) operand.array.reset();
+          memory_.trim();
+          job.leastMemory = least;
+          outcome = runJob(job, memory_, *lane, device_.ordinal, executor, used);
+        }
       }
       return failed(std::move(outcome));
     } catch (const std::bad_alloc&) {

@@ -33,7 +33,7 @@ struct PieceRange {
 struct Job {
   std::vector<Operand> operands;
   int64_t batch = 1, unitsPerBatch = 1;
-  bool leastMemory = false;  ///< the call has run out of memory once: `workspace` asks for no more than it must
+  bool leastMemory = false;  ///< memory has run out twice: `workspace` asks for no more than it must
   /// Scratch memory for a piece, in bytes; then its kernels, on the stream. Operands have their arrays by then.
   std::function<int64_t(const PieceRange&)> workspace;
   std::function<Result(const PieceRange&, void* workspace, int64_t bytes, cudaStream_t)> launch;

@@ -279,9 +279,10 @@ __device__ __forceinline__ uint32_t storedTile(const AttentionArgs<T>& a, int64_
       (bh - static_cast<int64_t>(a.pairs.from) * a.group) * a.queries.tiles() + index - a.queries.first / kSumTile;
   return static_cast<uint32_t>((row * a.storedTiles + index - tile) * kStoredTile);
 }
+/// First to leave L2: dq reads it when all of it is written.
 __device__ __forceinline__ void storeDs(uint4* to, const uint32_t (&w)[4][4]) {
 #pragma unroll
-  for (int d = 0; d < 4; ++d) to[32 * d] = make_uint4(w[d][0], w[d][1], w[d][2], w[d][3]);
+  for (int d = 0; d < 4; ++d) __stcs(to + 32 * d, make_uint4(w[d][0], w[d][1], w[d][2], w[d][3]));
 }
 template <typename T>
 __device__ __forceinline__ WorkList keyWorkList(const AttentionArgs<T>& a, int rows) {
@@ -349,7 +350,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
   const int row = 16 * warpInGroup + g;
   const uint32_t sharedK = block.stationaryTile(group, 0), sharedV = block.stationaryTile(group, 1);
   float s[8][4], dp[8][4], dk[head / 8][4], dv[head / 8][4];
-  uint32_t weights[4][4];
+  uint32_t weights[4][4], dS[4][4];  // P and dS as operands
   Ring<Size::stages> at;
 
   // In shared memory: the accumulators need the registers.
@@ -469,7 +470,7 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
         multiplyTiles<T, head>(dp, descriptorHere(sharedV), tileDo);
         wgmmaCommit();
       };
-      const auto addDk = [&] { multiplyWeights<T>(dk, weights, descriptor(block.streamedTile(at.previousSlot(), 0))); };
+      const auto addDk = [&] { multiplyWeights<T>(dk, dS, descriptor(block.streamedTile(at.previousSlot(), 0))); };
 
       const auto passBoundaries = [&] {  // those up to the tile `index`
         if (parked.nextBoundary > index * kSumTile) return;
@@ -480,11 +481,11 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
       [[maybe_unused]] uint32_t leaveAt = store ? storedTile(a, bh, ownFirst, tile) + warpInGroup * 128 + lane : 0;
       const auto leaveDs = [&] {
         if constexpr (store) {
-          storeDs(a.storedDs + leaveAt, weights);
+          storeDs(a.storedDs + leaveAt, dS);
           leaveAt += (a.storedTiles + 1) * kStoredTile;
           if (a.columnSums) {
 #pragma unroll
-            for (int d = 0; d < 4; ++d) addRowSums<T>(columnSum, weights[d]);
+            for (int d = 0; d < 4; ++d) addRowSums<T>(columnSum, dS[d]);
           }
         }
       };
@@ -559,9 +560,9 @@ __global__ void __launch_bounds__(HopperTile<Pass::DkDv, head>::threads, 1)
             if constexpr (!store) columnSum[e / 2] += dp[n][e];
           }
         }
+        packWeights<T>(dS, dp);
+        leaveDs();  // while dv's product is under way
         wgmmaWait<0>();
-        packWeights<T>(weights, dp);
-        leaveDs();
         at.advance();
         if (++index > ownLast) break;
         multiply(addDk);

@@ -345,7 +345,7 @@ void runShapes(FloatMode mode, int capability, bool quick) {
     }
   // No room for dS, and room for a part of it: of one batch entry or more, and of parts that end within one.
   if (sizeof(T) == 2 && !capability)
-    for (int64_t bytes : {0, 320 << 10, 1 << 20}) {
+    for (int64_t bytes : {0, 600 << 10, 1 << 20}) {
       add(shape(3, 700, 700, 32, 16, 128, 128, 130)).storedBytes = bytes;
       for (int64_t G : {1, 2, 8}) add(shape(2, 150, 200, 8, 8 / G, 128, 128, 70)).storedBytes = bytes;
       for (Fill f : {Fill::LargeDecay, Fill::Resets}) {

@@ -279,7 +279,7 @@ __device__ __forceinline__ uint32_t storedTile(const AttentionArgs<T>& a, int64_
       (bh - static_cast<int64_t>(a.pairs.from) * a.group) * a.queries.tiles() + index - a.queries.first / kSumTile;
   return static_cast<uint32_t>((row * a.storedTiles + index - tile) * kStoredTile);
 }
-/// First to leave L2: dq reads it when all of it is written.
+/// Evict-first: dq reads it only after all of it is written.
 __device__ __forceinline__ void storeDs(uint4* to, const uint32_t (&w)[4][4]) {
 #pragma unroll
   for (int d = 0; d < 4; ++d) __stcs(to + 32 * d, make_uint4(w[d][0], w[d][1], w[d][2], w[d][3]));

@@ -313,7 +313,8 @@ void memoryLimits() {
   }
 
   // Where nothing else makes room, a backward on Hopper does without dS: here there is half of what it would take for a
-  // piece of two heads, 2 x 32 query tiles x 2 key tiles of 8 KB, and the rest of the workspace takes 0.1 MB.
+  // piece of two heads, 2 x 32 query tiles x 2 key tiles of 8 KB, and the rest of the workspace takes 0.1 MB. (On other
+  // devices no more than a tight limit.)
   SampleShape stored = plain(1, 2048, 2048, 4, 4, 64);
   stored.type = ElementType::BFloat16;
   stored.headSize = stored.valueSize = 128;

@@ -343,7 +343,7 @@ void runShapes(FloatMode mode, int capability, bool quick) {
       for (int64_t G : {1, 2, 4, 8}) add(shape(2, 150, 200, 8, 8 / G, D, D, 70));
       add(shape(3, 700, 700, 32, 16, D, D, 130));
     }
-  // No room for dS, and room for a part of it: of one batch entry or more, and of parts that end within one.
+  // No room for dS, and room for a part of it: of one batch entry, of parts of one, and of parts that straddle two.
   if (sizeof(T) == 2 && !capability)
     for (int64_t bytes : {0, 600 << 10, 1 << 20}) {
       add(shape(3, 700, 700, 32, 16, 128, 128, 130)).storedBytes = bytes;
